@@ -117,7 +117,8 @@ class Epoch(msgspec.Struct, frozen=True, eq=False):
     ``data`` (n_chans, n_times) float32, in the unit the montage delivers (microvolt). ``first`` ring position of its first sample.
     ``onset_sample`` ring position of the onset; ``residual`` onset time minus that sample's time, seconds. ``horizon`` seconds after the
     onset up to which samples are in; ``final`` it is the last horizon. ``due`` LSL clock at which its last sample was due.
-    ``n_interpolated`` missing samples that were filled in. ``flags`` such as "settling" or "catch_up".
+    ``n_interpolated`` missing samples that were filled in, ``interpolated_channels`` the channels that were. ``flags`` such as "settling"
+    or "catch_up".
     """
 
     onset: Onset
@@ -129,6 +130,7 @@ class Epoch(msgspec.Struct, frozen=True, eq=False):
     final: bool
     due: float
     n_interpolated: int = 0
+    interpolated_channels: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 
 
