@@ -68,12 +68,14 @@ class Retrieval(Message, frozen=True, kw_only=True, tag="retrieval", tag_field="
 
     ``horizon`` seconds after the onset that were used, ``final`` the last horizon. ``repetitions`` of ``key`` behind the evidence. ``candidates`` best
     first. ``rank`` 1-based place of ``key`` itself where it is in the gallery. ``stop`` the stopping rule is met. ``interpolated_channels`` and
-    ``interpolated_samples`` say what was filled in; ``flags`` such as "settling", "catch_up". ``residual`` onset minus its sample's time, seconds.
+    ``interpolated_samples`` say what was filled in; ``flags`` such as "settling", "catch_up". ``residual`` onset minus its sample's time, seconds; ``first_sample`` the
+    epoch's place, in samples since the session's first.
     """
 
     key: str
     onset_time: float
     residual: float
+    first_sample: int
     horizon: float
     final: bool
     repetitions: int
@@ -130,7 +132,7 @@ class Session(Message, frozen=True, kw_only=True, tag="session", tag_field="topi
     """The session, its streams and its bundle changed state. ``time`` LSL clock."""
 
     state: Literal[
-        "started", "connected", "stalled", "resumed", "lost", "found", "refused", "gap", "unrecorded", "draining", "ended"
+        "started", "connected", "stalled", "resumed", "lost", "found", "refused", "gap", "warning", "unrecorded", "ended"
     ]
     time: float
     stream: Literal["", "eeg", "markers"] = ""
@@ -188,3 +190,19 @@ class Gallery(Message, frozen=True, kw_only=True, tag="gallery", tag_field="topi
 
 AnyMessage: TypeAlias = Onset | Retrieval | Epoch | Dropped | Session | Stats | Gallery
 TOPICS: tuple[str, ...] = ("onset", "retrieval", "epoch", "dropped", "session", "stats", "gallery")
+
+
+_VOLATILE = ("timing", "session", "seq", "time")
+_OF_THE_MOMENT = ("started", "unrecorded", "ended")
+
+
+def essence(message: AnyMessage) -> bytes:
+    """What must be the same, byte for byte, whenever the same events are played.
+
+    The message as JSON without session id, sequence number and latencies; empty for messages about the machine or the moment (``stats``, the
+    gallery's card, a session's start and end).
+    """
+    if isinstance(message, (Stats, Gallery)) or (isinstance(message, Session) and message.state in _OF_THE_MOMENT):
+        return b""
+    fields = {key: value for key, value in msgspec.to_builtins(message).items() if key not in _VOLATILE}
+    return msgspec.json.encode(fields)

@@ -1,0 +1,268 @@
+"""Events -> clean epochs: clock, channels, filters, ring, epochs, quality.
+
+Live decoding, replay and offline preparation of a recording run this one class over the same events, so they cut the same
+samples. What it hands out depends on the events and their order alone, never on the time of day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from .acquire.clock import ClockSettings, SampleClock
+from .acquire.markers import MarkerReader, MarkerSettings, Refused, TriggerReader, TriggerSettings
+from .errors import ConfigError, StreamMismatch
+from .signal.epochs import Epochs, EpochSettings
+from .signal.filters import StreamFilter
+from .signal.montage import interpolate_bad, map_channels
+from .signal.quality import Quality, QualitySettings, check_scale, robust_sd, unit_factor
+from .signal.rate import Rate
+from .signal.ring import Ring
+from .signal.spec import Signal
+from .types import Chunk, ClockOffset, Connection, Ended, Epoch, Event, Float32, Marker, Onset, StreamInfo, StreamRole
+
+_SCALE_AFTER = 3.0  # seconds of signal before its scale is judged
+_RATE_AFTER = 10.0  # seconds of stamps before the effective rate is judged
+
+
+class IntakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the stream is taken in.
+
+    ``ring_seconds`` how late a marker may come (plus the epoch). ``unit`` overrides what the header says ("microvolts", "volts").
+    ``positional`` take the bundle's channels by position, for streams without labels. ``max_interpolated_channels`` how many of the bundle's
+    channels may be missing or bad. ``rate_tolerance`` accepted deviation of the effective rate, as a fraction; a quarter of it warns.
+    ``trigger`` take onsets from a channel of the EEG stream instead of a marker stream. ``catch_up_seconds`` an epoch completed later than this
+    after it was due is flagged "catch_up".
+    """
+
+    ring_seconds: float = 30.0
+    unit: str = ""
+    positional: bool = False
+    max_interpolated_channels: int = 4
+    rate_tolerance: float = 0.02
+    catch_up_seconds: float = 0.25
+    clock: ClockSettings = ClockSettings()
+    markers: MarkerSettings = MarkerSettings()
+    trigger: TriggerSettings | None = None
+    epochs: EpochSettings = EpochSettings()
+    quality: QualitySettings = QualitySettings()
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something about a stream that the feed should say. ``time`` LSL clock."""
+
+    state: Literal["connected", "stalled", "resumed", "lost", "found", "refused", "gap", "warning", "ended"]
+    stream: StreamRole
+    reason: str
+    time: float
+
+
+Output: TypeAlias = Onset | Refused | Epoch | Ended | Notice
+_NOTHING: tuple[Output, ...] = ()
+
+
+class Intake:
+    """One session's way from events to epochs.
+
+    Parameters
+    ----------
+    signal : Signal
+        What the decoder wants: channels, rate, window, filters.
+    eeg : StreamInfo
+        The EEG stream.
+    settings : IntakeSettings
+    horizons : tuple of float
+        Seconds after the onset at which an epoch is handed out, ascending; the last is the signal's ``tmax``. Default: ``(tmax,)``.
+    channel_sd : mapping of str to float
+        Robust standard deviation per channel, microvolt, that the decoder was trained on; empty switches the scale check off.
+
+    Raises
+    ------
+    StreamMismatch
+        The stream does not fit: rate, channels, unit. The scale and the effective rate are judged once enough samples are in.
+    """
+
+    def __init__(
+        self,
+        signal: Signal,
+        eeg: StreamInfo,
+        settings: IntakeSettings = IntakeSettings(),  # noqa: B008 - frozen
+        horizons: tuple[float, ...] = (),
+        channel_sd: dict[str, float] | None = None,
+    ) -> None:
+        self.signal, self.eeg, self.settings = signal, eeg, settings
+        if abs(eeg.sfreq - signal.sfreq) > settings.rate_tolerance * signal.sfreq:
+            raise StreamMismatch(
+                f"rate of stream {eeg.name!r}",
+                got=f"{eeg.sfreq:g} Hz",
+                allowed=f"{signal.sfreq:g} Hz",
+                do="set the amplifier to this rate or train a bundle at the stream's rate",
+            )
+        self.rate = Rate(signal.sfreq)
+        self.map = map_channels(
+            eeg.ch_names, signal.ch_names, settings.max_interpolated_channels, positional=settings.positional
+        )
+        self._picks = None if self._is_identity(self.map.picks, eeg.n_chans) else self.map.picks
+        self._present = tuple(name for name in signal.ch_names if name not in self.map.missing)
+        self._factor = self._unit_factors()
+        self.clock = SampleClock(signal.sfreq, settings.clock)
+        self.filter = StreamFilter(signal.filters, signal.sfreq, len(self._present))
+        horizons = horizons or (signal.tmax,)
+        windows = tuple((h, *signal.until(h).window) for h in horizons)
+        longest = windows[-1][2]
+        self.ring = Ring(len(self._present), self.rate.to_samples(settings.ring_seconds) + longest, longest)
+        self.epochs = Epochs(self.ring, self.rate, windows, settings.epochs)
+        self.quality = Quality(self._present, settings.quality)
+        self.markers = MarkerReader(settings.markers)
+        self.trigger = self._trigger_reader()
+        self._channel_sd = channel_sd or {}
+        self._scale_due = self.rate.to_samples(_SCALE_AFTER) if self._channel_sd else None
+        self._rate_due: int | None = self.rate.to_samples(_RATE_AFTER)
+        self._restart_filter = False
+
+    def __call__(self, event: Event) -> Iterable[Output]:
+        """Take one event in; hand out what it completed, in order.
+
+        Raises
+        ------
+        StreamMismatch
+            The samples have the wrong scale or the stream runs at the wrong rate.
+        """
+        if isinstance(event, Chunk):
+            return self._chunk(event)
+        if isinstance(event, Marker):
+            return self._onset(self.markers(event), event.arrival)
+        if isinstance(event, ClockOffset):
+            (self.clock if event.stream == "eeg" else self.markers).offset(event)
+            return _NOTHING
+        return self._connection(event)
+
+    def close(self, arrival: float) -> list[Ended]:
+        """End every open onset as ``cancelled``. ``arrival`` LSL clock."""
+        return self.epochs.close(arrival)
+
+    def _chunk(self, chunk: Chunk) -> Iterable[Output]:
+        out: list[Output] = []
+        data = chunk.data if self._picks is None else chunk.data[self._picks]
+        if self._factor is not None:
+            data = data * self._factor
+        for run in self.clock.place(chunk.stamps):
+            if run.missing or run.new_segment:
+                self._discontinuity(run.position, run.missing, run.new_segment, run.reason, chunk.arrival, out)
+            self.ring.write(self.filter(data[:, run.start : run.stop]), run.times)
+            if self.trigger is not None:
+                samples = chunk.data[self._trigger_row, run.start : run.stop]
+                for onset in self.trigger(samples, run.position, run.times, chunk.arrival):
+                    out.extend(self._onset(onset, chunk.arrival))
+        if self._scale_due is not None and self.ring.end >= self._scale_due:
+            self._scale_due = None
+            out.extend(self._check_scale(chunk.arrival))
+        if self._rate_due is not None and self.ring.end >= self._rate_due:
+            self._rate_due = None
+            out.extend(self._check_rate(chunk.arrival))
+        self._advance(chunk.arrival, out)
+        return out or _NOTHING
+
+    def _onset(self, onset: Onset | Refused, arrival: float) -> list[Output]:
+        """An onset goes on the books before whatever it completes at once (late markers are served from the ring)."""
+        if isinstance(onset, Refused):
+            return [onset]
+        out: list[Output] = [onset]
+        refused = self.epochs.onset(onset)
+        if refused is not None:
+            out.append(refused)
+        else:
+            self._advance(arrival, out)
+        return out
+
+    def _advance(self, arrival: float, out: list[Output]) -> None:
+        for end in self.epochs.advance(arrival):
+            cleaned = self._clean(end, arrival) if isinstance(end, Epoch) else end
+            if cleaned is not None:
+                out.append(cleaned)
+
+    def _connection(self, event: Connection) -> list[Output]:
+        if event.stream == "eeg" and event.state == "found":
+            self.clock.restart(event.reason or "reconnected")
+        return [Notice(event.state, event.stream, event.reason, event.arrival)]
+
+    def _discontinuity(
+        self, position: int, missing: int, new_segment: bool, reason: str, arrival: float, out: list[Output]
+    ) -> None:
+        if missing:
+            self.ring.skip(missing)
+        if new_segment:
+            self.epochs.segment(position, reason)
+        if position == 0:
+            return
+        self.filter.reset()
+        self.epochs.settling(position + self.filter.settling)
+        if self.trigger is not None:
+            self.trigger.reset()
+        out.append(Notice("gap", "eeg", reason or f"{missing} samples missing", arrival))
+
+    def _clean(self, epoch: Epoch, arrival: float) -> Epoch | Ended | None:
+        """Judge the channels, fill in what may be filled in, bring the epoch to the bundle's channels.
+
+        A bad epoch at an early horizon is only passed over: the onset ends with its last horizon.
+        """
+        verdict = self.quality.check(epoch.data)
+        filled = len(self.map.missing) + len(verdict.bad)
+        reject = verdict.reject
+        if not reject and filled > self.settings.max_interpolated_channels:
+            reject = f"{filled} channels missing or bad ({', '.join(verdict.bad)})"
+        if reject:
+            return Ended(epoch.onset, "rejected", reject, arrival) if epoch.final else None
+        flags = epoch.flags
+        if arrival - epoch.due > self.settings.catch_up_seconds:
+            flags = (*flags, "catch_up")
+        if not filled:
+            return msgspec.structs.replace(epoch, flags=flags) if flags else epoch
+        wanted = self.signal.ch_names
+        interpolated = tuple(name for name in wanted if name in verdict.bad or name in self.map.missing)
+        good = [row for row, name in enumerate(self._present) if name not in verdict.bad]
+        data: Float32 = interpolate_bad(wanted, interpolated) @ epoch.data[good]
+        return msgspec.structs.replace(epoch, data=data, interpolated_channels=interpolated, flags=flags)
+
+    def _check_scale(self, arrival: float) -> list[Output]:
+        n = self.rate.to_samples(_SCALE_AFTER)
+        measured = robust_sd(self.ring.view(self.ring.end - n, n))
+        trained = np.array([self._channel_sd.get(name, np.nan) for name in self._present])
+        warning = check_scale(measured, trained)
+        return [Notice("warning", "eeg", warning, arrival)] if warning else []
+
+    def _check_rate(self, arrival: float) -> list[Output]:
+        effective, tolerance = self.clock.sfreq_effective, self.settings.rate_tolerance
+        off = abs(effective / self.signal.sfreq - 1)
+        if off > tolerance:
+            raise StreamMismatch(
+                f"effective rate of stream {self.eeg.name!r}",
+                got=f"{effective:.3f} Hz over {_RATE_AFTER:g} s",
+                allowed=f"{self.signal.sfreq:g} Hz ± {100 * tolerance:g} %",
+                do="check the amplifier's rate, or raise intake.rate_tolerance",
+            )
+        if off > tolerance / 4:
+            return [Notice("warning", "eeg", f"effective rate {effective:.3f} Hz, not {self.signal.sfreq:g} Hz", arrival)]
+        return []
+
+    def _unit_factors(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]] | None:
+        units = self.eeg.units or ("",) * self.eeg.n_chans
+        said = [self.settings.unit or units[pick] for pick in self.map.picks]
+        factors = np.array([unit_factor(unit) for unit in said], np.float32)
+        return None if np.all(factors == 1) else factors[:, None]
+
+    def _trigger_reader(self) -> TriggerReader | None:
+        if self.settings.trigger is None:
+            return None
+        channel = self.settings.trigger.channel
+        if channel not in self.eeg.ch_names:
+            raise ConfigError("trigger channel", got=repr(channel), allowed=", ".join(self.eeg.ch_names))
+        self._trigger_row = self.eeg.ch_names.index(channel)
+        return TriggerReader(self.settings.trigger, self.settings.markers)
+
+    @staticmethod
+    def _is_identity(picks: np.ndarray[tuple[int], np.dtype[np.intp]], n_chans: int) -> bool:
+        return len(picks) == n_chans and bool(np.all(picks == np.arange(n_chans)))

@@ -1,0 +1,348 @@
+"""The hot loop: the only file that knows both ends.
+
+A session is a function of its events. Every event goes to the recorder, through the intake, and what comes out is decoded and
+published before the next event is looked at: one thread, no hand-off. Only latencies depend on the time of day.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from .acquire.inlet import Inlet
+from .acquire.markers import Refused
+from .decode.bundle import Bundle
+from .decode.engine import Engine
+from .decode.evidence import Evidence
+from .decode.gallery import Gallery
+from .feed import schema
+from .intake import Intake, Notice
+from .signal.chain import Chain
+from .telemetry import Telemetry, resident_bytes
+from .types import Candidate, Chunk, Ended, Epoch, Event, Marker, Onset, Outcome, StreamInfo
+
+_STATS_EVERY = 1.0  # seconds
+STAGES = ("wait", "ready", "encode", "retrieve", "publish", "total")
+
+
+class Outlet(Protocol):
+    """Where messages go. The feed's publisher is one, :class:`MemoryOutlet` another."""
+
+    def publish(self, message: schema.AnyMessage, payloads: Sequence[bytes | memoryview] = ()) -> bytes:
+        """Send, never wait; return the header as it went out."""
+
+    def serve(self) -> None:
+        """Answer who asks for a snapshot, within a bounded time."""
+
+
+class Tape(Protocol):
+    """Who keeps what came in and went out. :class:`streamdec.acquire.record.Recorder` is one."""
+
+    dropped: int
+
+    @property
+    def broken(self) -> str: ...
+
+    def event(self, event: Event) -> None: ...
+
+    def message(self, header: bytes) -> None: ...
+
+
+class MemoryOutlet:
+    """Keeps every message in a list: tests, replay and offline comparison."""
+
+    def __init__(self) -> None:
+        self.messages: list[schema.AnyMessage] = []
+
+    def publish(self, message: schema.AnyMessage, payloads: Sequence[bytes | memoryview] = ()) -> bytes:
+        """Keep the message."""
+        self.messages.append(message)
+        return b""
+
+    def serve(self) -> None:
+        """Nobody asks."""
+
+    def essence(self) -> bytes:
+        """What must be the same, byte for byte, whenever the same events are played: see :func:`schema.essence`."""
+        return b"\n".join(filter(None, map(schema.essence, self.messages)))
+
+
+class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What each decision says.
+
+    ``top_k`` candidates per decision; ``embedding`` send the query embedding along; ``budget`` seconds from the moment the epoch's last sample
+    was due to the published retrieval, None for the bundle's own.
+    """
+
+    top_k: int = 5
+    embedding: bool = True
+    budget: float | None = None
+
+
+class Session:
+    """From events to published decisions.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    intake : Intake
+        Made for the same bundle.
+    engines : dict of float to Engine
+        One per horizon of the bundle.
+    gallery : Gallery
+    evidence : Evidence
+    outlet : Outlet
+    clock : callable
+        LSL clock, seconds; used for latencies alone.
+    tape : Tape, optional
+    settings : SessionSettings
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        intake: Intake,
+        engines: dict[float, Engine],
+        gallery: Gallery,
+        evidence: Evidence,
+        outlet: Outlet,
+        clock: Callable[[], float],
+        tape: Tape | None = None,
+        settings: SessionSettings = SessionSettings(),  # noqa: B008 - frozen
+    ) -> None:
+        self.bundle, self.intake, self.gallery, self.evidence = bundle, intake, gallery, evidence
+        self._engines, self._outlet, self._clock, self._tape, self._settings = engines, outlet, clock, tape, settings
+        signal = bundle.manifest.signal
+        self._chains = {head.horizon: Chain(signal.until(head.horizon), bundle.arrays) for head in bundle.manifest.heads}
+        self._budget = settings.budget or bundle.manifest.budgets.get("retrieval", 0.05)
+        self.telemetry = Telemetry(STAGES)
+        self._ends: dict[Outcome, int] = dict.fromkeys(("decided", "rejected", "lost_data", "late", "cancelled"), 0)
+        self._refused = {"ignored": 0, "duplicate": 0, "garbage": 0}
+        self._markers = self._onsets = self._samples = self._unrecorded = self._gaps = 0
+        self._now = -np.inf
+        self._stats_due = -np.inf
+        self._tape_broken = False
+
+    def start(self, eeg: StreamInfo, markers: StreamInfo | None) -> None:
+        """Say what this session is: its bundle, its streams, its gallery."""
+        manifest = self.bundle.manifest
+        self._publish(
+            schema.Session(
+                state="started",
+                time=self._clock(),
+                bundle=self.bundle.hash,
+                method=manifest.method,
+                eeg=eeg,
+                markers=markers,
+                simulated=manifest.simulated,
+                budgets={"retrieval": self._budget},
+            )
+        )
+        self._publish_gallery()
+
+    def step(self, event: Event) -> None:
+        """Take one event through to the feed."""
+        if self._tape is not None:
+            self._tape.event(event)
+        self._now = event.arrival
+        if isinstance(event, Chunk):
+            self._samples += len(event.stamps)
+        elif isinstance(event, Marker):
+            self._markers += 1
+        for output in self.intake(event):
+            if isinstance(output, Epoch):
+                self._decide(output, event.arrival)
+            elif isinstance(output, Onset):
+                self._onsets += 1
+                self._publish(schema.Onset(key=output.key, text=output.text, onset_time=output.time))
+            elif isinstance(output, Ended):
+                self._end(output.onset, output.outcome, output.reason)
+            elif isinstance(output, Refused):
+                self._refused[output.reason] += 1
+                self._publish(schema.Dropped(what="marker", text=output.text, reason=output.reason))
+            else:
+                self._notice(output)
+        if event.arrival >= self._stats_due:
+            self._stats_due = event.arrival + _STATS_EVERY
+            self._second()
+        self._outlet.serve()
+
+    def idle(self) -> None:
+        """Nothing came in: answer who asks."""
+        self._outlet.serve()
+
+    def close(self, reason: str) -> schema.Counts:
+        """Cancel what is open, say bye with the final account, and return it.
+
+        The account adds up: every marker is ignored, a duplicate, garbage or an onset, and every onset has exactly one end.
+        """
+        for ended in self.intake.close(self._now):
+            self._end(ended.onset, ended.outcome, ended.reason)
+        counts = self.counts()
+        assert counts.onsets == sum(self._ends.values()), counts
+        self._publish(schema.Session(state="ended", time=self._clock(), reason=reason, counts=counts))
+        self._outlet.serve()
+        return counts
+
+    def counts(self) -> schema.Counts:
+        """The account so far."""
+        clock = self.intake.clock
+        triggered = self._onsets + sum(self._refused.values()) if self.intake.trigger is not None else self._markers
+        return schema.Counts(
+            markers=triggered,
+            onsets=self._onsets,
+            open=self.intake.epochs.open,
+            samples=self._samples,
+            missing_samples=clock.missing,
+            gaps=clock.gaps,
+            segments=clock.segments,
+            unrecorded=0 if self._tape is None else self._tape.dropped,
+            **self._refused,
+            **self._ends,
+        )
+
+    def _decide(self, epoch: Epoch, arrival: float) -> None:
+        ready = self._clock()
+        key = epoch.onset.key
+        features = self._chains[epoch.horizon](epoch.data)
+        evidence = self.evidence.add_epoch(key, epoch.horizon, features)
+        query = self._engines[epoch.horizon](evidence.epoch)
+        encoded = self._clock()
+        cosines = self.gallery.scores(query)
+        decision = self.evidence.decide(key, epoch.horizon, cosines, self._settings.top_k)
+        retrieved = self._clock()
+        ids, labels = self.gallery.ids, self.gallery.labels
+        candidates = tuple(
+            Candidate(ids[i], labels[i], float(decision.scores[i]), float(decision.probabilities[i])) for i in decision.top
+        )
+        payloads: tuple[schema.Payload, ...] = ()
+        frames: tuple[bytes, ...] = ()
+        if self._settings.embedding:
+            payloads = (schema.Payload(frame=0, kind="embedding", dtype="<f4", shape=query.shape),)
+            frames = (query.astype("<f4", copy=False).tobytes(),)
+        published = self._clock()
+        latency = published - epoch.due
+        self._publish(
+            schema.Retrieval(
+                key=key,
+                onset_time=epoch.onset.time,
+                residual=epoch.residual,
+                first_sample=epoch.first,
+                horizon=epoch.horizon,
+                final=epoch.final,
+                repetitions=decision.repetitions,
+                candidates=candidates,
+                gallery_size=len(self.gallery),
+                rank=decision.rank_of(self.gallery.index_of(key)),
+                stop=decision.stop,
+                interpolated_channels=epoch.interpolated_channels,
+                interpolated_samples=epoch.n_interpolated,
+                flags=epoch.flags,
+                payloads=payloads,
+                timing=schema.Timing(
+                    due=epoch.due,
+                    arrival=arrival,
+                    ready=ready,
+                    encoded=encoded,
+                    retrieved=retrieved,
+                    published=published,
+                    latency=latency,
+                    budget=self._budget,
+                    deadline_met=latency <= self._budget,
+                ),
+            ),
+            frames,
+        )
+        done = self._clock()
+        add = self.telemetry.add
+        add("wait", arrival - epoch.due)
+        add("ready", ready - arrival)
+        add("encode", encoded - ready)
+        add("retrieve", retrieved - encoded)
+        add("publish", done - retrieved)
+        add("total", done - epoch.due)
+        if epoch.final:
+            self._end(epoch.onset, "decided", "")
+
+    def _end(self, onset: Onset, outcome: Outcome, reason: str) -> None:
+        self._ends[outcome] += 1
+        self._publish(schema.Epoch(key=onset.key, onset_time=onset.time, outcome=outcome, reason=reason))
+
+    def _notice(self, notice: Notice) -> None:
+        self._publish(
+            schema.Session(state=notice.state, time=notice.time, stream=notice.stream, reason=notice.reason)
+        )
+
+    def _second(self) -> None:
+        clock = self.intake.clock
+        self._publish(
+            schema.Stats(
+                time=self._now,
+                counts=self.counts(),
+                latency={
+                    name: schema.Quantiles(h.n, h.quantile(0.5), h.quantile(0.95), h.quantile(0.99), h.max)
+                    for name, h in self.telemetry.stages.items()
+                    if h.n
+                },
+                sfreq_effective=clock.sfreq_effective,
+                clock_offset=clock.offset_value,
+                clock_jitter=clock.jitter,
+                drift_ppm=clock.drift_ppm,
+                memory=resident_bytes(),
+            )
+        )
+        if self._tape is not None and self._tape.broken and not self._tape_broken:
+            self._tape_broken = True
+            self._publish(schema.Session(state="unrecorded", time=self._now, reason=self._tape.broken))
+
+    def _publish_gallery(self) -> None:
+        entries, frames, payloads = [], [], []
+        for id_, label in zip(self.gallery.ids, self.gallery.labels, strict=True):
+            picture = self.bundle.thumbnail(id_)
+            if picture is not None:
+                payloads.append(schema.Payload(frame=len(frames), kind="image", media=media_type(picture), id=id_))
+                frames.append(picture)
+            entries.append(schema.GalleryEntry(id_, label, len(frames) - 1 if picture is not None else None))
+        kind = self.bundle.manifest.gallery.kind
+        self._publish(schema.Gallery(kind=kind, entries=tuple(entries), payloads=tuple(payloads)), frames)
+
+    def _publish(self, message: schema.AnyMessage, payloads: Sequence[bytes | memoryview] = ()) -> None:
+        header = self._outlet.publish(message, payloads)
+        if self._tape is not None:
+            self._tape.message(header)
+
+
+def media_type(picture: bytes) -> str:
+    """Media type of an encoded picture by its first bytes."""
+    for magic, media in ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"RIFF", "image/webp")):
+        if picture.startswith(magic):
+            return media
+    return "application/octet-stream"
+
+
+def run(inlet: Inlet, session: Session, stopped: Callable[[], bool], poll: float = 0.05) -> str:
+    """Pull events through the session until the inlet ends or somebody stops it.
+
+    Returns
+    -------
+    str
+        Why it ended: "stopped" or "end of recording".
+    """
+    while not stopped():
+        event = inlet.pull(poll)
+        if event is None:
+            session.idle()
+            continue
+        session.step(event)
+        if not isinstance(event, (Chunk, Marker)) and getattr(event, "state", "") == "ended":
+            return "end of recording"
+    return "stopped"
+
+
+def wall_clock() -> str:
+    """UTC time of day for names and logs, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
