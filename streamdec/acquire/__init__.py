@@ -1,0 +1,1 @@
+"""Where samples and markers come from."""
