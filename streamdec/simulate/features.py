@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
 from ..errors import DataError
 from ..types import Float32
@@ -59,14 +60,15 @@ def colour(images: UInt8) -> Float32:
     array of shape (n, 48), float32
         Laid out as ``COLOUR_SHAPE``; luminance 0..1, contrasts -0.5..0.5.
     """
-    return _blockwise(images, lambda block: np.moveaxis(_shrink(block, COLOUR_SHAPE[1]) @ _OPPONENT.T, 3, 1), COLOUR_SHAPE)
+    grid = COLOUR_SHAPE[1]
+    return _blockwise(images, lambda block: np.moveaxis(_shrink(block, grid) @ _OPPONENT.T, 3, 1), COLOUR_SHAPE)
 
 
 def gabor(images: UInt8) -> Float32:
     """Orientation energy: amplitude of log-Gabor filters on luminance, averaged over a 4 x 4 grid.
 
-    Three scales (wavelengths of 1/16, 1/8 and 1/4 of the image), four orientations; the filters are those of Field (1987),
-    doi:10.1364/JOSAA.4.002379, one octave and a half wide.
+    Three scales (wavelengths of 1/16, 1/8 and 1/4 of the image), four orientations; the filters are those of Field
+    (1987), doi:10.1364/JOSAA.4.002379.
 
     Parameters
     ----------
@@ -80,34 +82,35 @@ def gabor(images: UInt8) -> Float32:
     """
     bank = _log_gabors()
     window = np.sqrt(np.hanning(_SIZE + 2)[1:-1])
-    taper = np.outer(window, window)  # the Fourier transform wraps around: no contrast at the border
+    taper = np.outer(window, window).astype(np.float32)  # the Fourier transform wraps around: no contrast at the border
     n_scales, n_orientations, grid, _ = GABOR_SHAPE
 
     def energy(block: UInt8) -> Float32:
         luminance = _shrink(block, _SIZE) @ _OPPONENT[0]
         luminance = (luminance - luminance.mean(axis=(1, 2), keepdims=True)) * taper
-        spectrum = np.fft.fft2(luminance)
-        amplitude = np.stack([np.abs(np.fft.ifft2(spectrum * one)) for one in bank], axis=1)
+        spectrum = scipy.fft.fft2(luminance)
+        amplitude = np.stack([np.abs(scipy.fft.ifft2(spectrum * one)) for one in bank], axis=1)
         cells = amplitude.reshape(len(block), n_scales, n_orientations, grid, _SIZE // grid, grid, _SIZE // grid)
-        return cells.mean(axis=(4, 6)).astype(np.float32)
+        mean: Float32 = cells.mean(axis=(4, 6)).astype(np.float32)
+        return mean
 
     return _blockwise(images, energy, GABOR_SHAPE)
 
 
-def _log_gabors() -> npt.NDArray[np.float64]:
-    """Filters in the frequency domain, (scales * orientations, size, size), each on one side of the plane only."""
+def _log_gabors() -> Float32:
+    """Make the filters in the frequency domain: (scales * orientations, size, size), each one-sided."""
     fy, fx = np.meshgrid(np.fft.fftfreq(_SIZE), np.fft.fftfreq(_SIZE), indexing="ij")
     radius, angle = np.hypot(fx, fy), np.arctan2(fy, fx)
     radius[0, 0] = 1.0
     n_orientations = GABOR_SHAPE[1]
     bank = []
     for wavelength in _WAVELENGTHS:
-        radial = np.exp(-np.log(radius * wavelength) ** 2 / (2 * np.log(0.6) ** 2))
+        radial = np.exp(-(np.log(radius * wavelength) ** 2) / (2 * np.log(0.6) ** 2))
         radial[0, 0] = 0.0
         for k in range(n_orientations):
             off = np.angle(np.exp(1j * (angle - np.pi * k / n_orientations)))
             bank.append(radial * np.exp(-(off**2) / (2 * (np.pi / n_orientations / 1.5) ** 2)))
-    return np.array(bank)
+    return np.array(bank, np.float32)
 
 
 def _blockwise(images: UInt8, function: Callable[[UInt8], Float32], shape: tuple[int, ...]) -> Float32:
@@ -123,7 +126,8 @@ def _blockwise(images: UInt8, function: Callable[[UInt8], Float32], shape: tuple
 def _shrink(images: UInt8, size: int) -> Float32:
     """Area average to ``size`` x ``size``, values 0..1: (n, height, width, 3) -> (n, size, size, 3) float32."""
     rows, columns = (_area(n, size) for n in images.shape[1:3])
-    return np.einsum("yh,nhwc,xw->nyxc", rows, images.astype(np.float32) / 255, columns, optimize=True)
+    small: Float32 = np.einsum("yh,nhwc,xw->nyxc", rows, images.astype(np.float32) / 255, columns, optimize=True)
+    return small
 
 
 def _area(n_in: int, n_out: int) -> Float32:
@@ -131,4 +135,5 @@ def _area(n_in: int, n_out: int) -> Float32:
     edges = np.linspace(0, n_in, n_out + 1)
     pixel = np.arange(n_in)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return (np.clip(overlap, 0, None) * (n_out / n_in)).astype(np.float32)
+    weights: Float32 = (np.clip(overlap, 0, None) * (n_out / n_in)).astype(np.float32)
+    return weights

@@ -1,6 +1,7 @@
 """A procedural world of images with known content: shapes, colours, textures and layouts.
 
-A concept is one combination of the four ("blue striped ring pair"); its images differ in place, size, tilt, shade and background.
+A concept is one combination of the four ("blue striped ring pair"); its images differ in place, size, tilt, shade and
+background.
 Training and test concepts are disjoint, as in THINGS-EEG2 (Gifford et al. 2022, doi:10.1016/j.neuroimage.2022.119754).
 """
 
@@ -24,7 +25,7 @@ _Grid: TypeAlias = npt.NDArray[np.float64]
 
 
 def _polygon(n: int, turn: float) -> Callable[[_Grid, _Grid], npt.NDArray[np.bool_]]:
-    """A regular polygon of circumradius 1 with a corner ``turn`` rad from the top."""
+    """Make a regular polygon of circumradius 1 with a corner ``turn`` rad from the top."""
     normals = turn + np.pi / n + 2 * np.pi * np.arange(n) / n
 
     def inside(x: _Grid, y: _Grid) -> npt.NDArray[np.bool_]:
@@ -79,6 +80,9 @@ LAYOUTS: dict[str, tuple[tuple[float, float, float], ...]] = {
 }
 
 
+_REACH = 1.2  # no shape is larger, in object radii
+
+
 class Concept(msgspec.Struct, frozen=True):
     """What all images of a concept show. ``number`` identifies it in the whole world, whatever was drawn from it."""
 
@@ -98,8 +102,9 @@ class Concept(msgspec.Struct, frozen=True):
 class Look(msgspec.Struct, frozen=True):
     """What differs between images of a concept.
 
-    ``x``, ``y`` shift in units of half the image, ``size`` factor, ``tilt`` rad, ``shade`` brightness of the object, ``ground`` brightness of the
-    background, 0..1; ``slope`` direction in which the background brightens, rad; ``grain`` periods of the texture per object radius.
+    ``x``, ``y`` shift in units of half the image, ``size`` factor, ``tilt`` rad, ``shade`` brightness of the object,
+    ``ground`` brightness of the background, 0..1; ``slope`` direction in which the background brightens, rad; ``grain``
+    periods of the texture per object radius.
     """
 
     x: float
@@ -113,7 +118,6 @@ class Look(msgspec.Struct, frozen=True):
 
 
 _LOOK_ATTRIBUTES = ("x", "y", "size", "tilt", "shade", "ground")
-_TEST_OR_TRAIN = {"train": 0, "test": 1}
 
 
 class World:
@@ -122,7 +126,8 @@ class World:
     Parameters
     ----------
     seed : int
-        Draws concepts and looks. An image depends on the seed, its concept and its number only: a smaller world holds the same images.
+        Draws concepts and looks. An image depends on the seed, its concept and its number only: a world of fewer
+        training concepts holds the same images.
     n_train, images_per_concept, n_test : int
         Training concepts, images of each, and test concepts of one image each.
     size : int
@@ -144,7 +149,8 @@ class World:
             for texture in TEXTURES
             for layout in LAYOUTS
         ]
-        for what, got in (("n_train", n_train), ("images_per_concept", images_per_concept), ("n_test", n_test), ("size", size)):
+        sizes = {"n_train": n_train, "images_per_concept": images_per_concept, "n_test": n_test, "size": size}
+        for what, got in sizes.items():
             if got < 1:
                 raise ConfigError(f"world: {what}", got=got, allowed="1 or more")
         if n_train + n_test > len(every):
@@ -158,22 +164,21 @@ class World:
             "test": sorted(drawn[:n_test], key=lambda c: c.name),
             "train": sorted(drawn[n_test:], key=lambda c: c.name),
         }
-        self._low_level: dict[Split, Float32] = {}
 
     def concepts(self, split: Split) -> list[Concept]:
-        """Concepts of a split, sorted by name."""
+        """List the concepts of a split, sorted by name."""
         return self._concepts[split]
 
     def n_images(self, split: Split) -> int:
-        """Number of images of a split."""
+        """Count the images of a split."""
         return len(self._concepts[split]) * self._per_concept(split)
 
     def concept(self, split: Split, i: int) -> Concept:
-        """Concept of image ``i``, 0-based: images stand in the order of their concepts."""
+        """Find the concept of image ``i``, 0-based: images stand in the order of their concepts."""
         return self._concepts[split][i // self._per_concept(split)]
 
     def ids(self, split: Split) -> list[str]:
-        """File of each image below the split's folder: ``00001_red_striped_ring/red_striped_ring_01b.jpg``.
+        """Name each image's file below the split's folder: ``00001_red_striped_ring/red_striped_ring_01b.jpg``.
 
         Folders are numbered within the split, as THINGS-EEG2 has them.
         """
@@ -185,13 +190,71 @@ class World:
         ]
 
     def image(self, split: Split, i: int) -> features.UInt8:
-        """Image ``i`` of a split: (size, size, 3) uint8 RGB, the same on every call and machine."""
+        """Draw image ``i`` of a split: (size, size, 3) uint8 RGB, the same on every call and machine."""
         return render(self.concept(split, i), self.look(split, i), self.size)
 
     def images(self, split: Split, indices: Sequence[int] | None = None) -> features.UInt8:
-        """The images ``indices`` (all when None), (n, size, size, 3) uint8 RGB."""
+        """Draw the images ``indices`` (all when None): (n, size, size, 3) uint8 RGB."""
         wanted = range(self.n_images(split)) if indices is None else indices
         out = np.empty((len(wanted), self.size, self.size, 3), np.uint8)
         for row, i in enumerate(wanted):
             out[row] = self.image(split, i)
         return out
+
+    def look(self, split: Split, i: int) -> Look:
+        """Tell what is particular to image ``i``."""
+        rng = np.random.default_rng([self.seed, 1, self.concept(split, i).number, i % self._per_concept(split)])
+        x, y, size, tilt, shade, ground, slope, grain = rng.uniform(
+            (-0.2, -0.2, 0.8, -0.35, 0.75, 0.15, -np.pi, 1.4), (0.2, 0.2, 1.2, 0.35, 1.05, 0.75, np.pi, 2.0)
+        )
+        return Look(x, y, size, tilt, shade, ground, slope, grain)
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of the columns of :meth:`attributes`: ``shape=ring``, ..., then ``x``, ``y``, ``size``, ..."""
+        kinds = (("shape", SHAPES), ("colour", COLOURS), ("texture", TEXTURES), ("layout", LAYOUTS))
+        return (*(f"{kind}={value}" for kind, values in kinds for value in values), *_LOOK_ATTRIBUTES)
+
+    @property
+    def n_semantic(self) -> int:
+        """How many leading columns of :meth:`attributes` belong to the concept; the others to the single image."""
+        return len(self.attribute_names) - len(_LOOK_ATTRIBUTES)
+
+    def attributes(self, split: Split) -> Float32:
+        """Describe every image: (n, 38) float32, 0 or 1 for the concept, then the look, units of :class:`Look`."""
+        names = {name: column for column, name in enumerate(self.attribute_names)}
+        out = np.zeros((self.n_images(split), len(names)), np.float32)
+        for i, row in enumerate(out):
+            concept, look = self.concept(split, i), self.look(split, i)
+            for kind in ("shape", "colour", "texture", "layout"):
+                row[names[f"{kind}={getattr(concept, kind)}"]] = 1
+            for kind in _LOOK_ATTRIBUTES:
+                row[names[kind]] = getattr(look, kind)
+        return out
+
+    def _per_concept(self, split: Split) -> int:
+        return self.images_per_concept if split == "train" else 1
+
+
+def render(concept: Concept, look: Look, size: int) -> features.UInt8:
+    """Draw one image: (size, size, 3) uint8 RGB, antialiased by drawing at twice the size."""
+    axis = (np.arange(2 * size) + 0.5) / size - 1
+    gradient = 0.12 * (axis * np.cos(look.slope) + axis[:, None] * np.sin(look.slope))
+    canvas = np.repeat(np.clip(look.ground + gradient, 0, 1)[..., None], 3, axis=2)
+    light = look.shade * np.array(COLOURS[concept.colour])
+    dark = 0.3 * light
+    cos, sin = np.cos(look.tilt), np.sin(look.tilt)
+    for centre_x, centre_y, radius in LAYOUTS[concept.layout]:
+        x, y = (
+            (axis - shift) / (look.size * radius)
+            for shift in (look.x + look.size * centre_x, look.y + look.size * centre_y)
+        )
+        columns, rows = (slice(*np.searchsorted(along, (-_REACH, _REACH))) for along in (x, y))
+        u, v = cos * x[columns] + sin * y[rows, None], cos * y[rows, None] - sin * x[columns]
+        inside = SHAPES[concept.shape](u, v)
+        second = TEXTURES[concept.texture](look.grain * u, look.grain * v)
+        canvas[rows, columns][inside & second] = dark
+        canvas[rows, columns][inside & ~second] = light
+    fine = canvas.reshape(size, 2, size, 2, 3).mean(axis=(1, 3))
+    out: features.UInt8 = np.rint(255 * np.clip(fine, 0, 1)).astype(np.uint8)
+    return out
