@@ -1,0 +1,269 @@
+"""The command line: parse, build, run. The only file of the live side that prints or exits.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong call or config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from . import __version__
+from .errors import ConfigError, StreamdecError
+
+_QUERY = "key=value[,key=value]: name, type, source_id or predicate of the stream; a bare word is the name"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except ConfigError as error:
+        return _failed(error, 2, options.debug)
+    except StreamdecError as error:
+        return _failed(error, 1, options.debug)
+    except KeyboardInterrupt:
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="streamdec",
+        description="Shows, live, what a person with an EEG cap is looking at.",
+        epilog="First time? `streamdec demo` plays a simulated subject. With an amplifier: `streamdec doctor BUNDLE`, then "
+        "`streamdec serve BUNDLE`, and `streamdec watch` in a second terminal.",
+    )
+    top.add_argument("--version", action="version", version=f"streamdec {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.add_argument("--debug", action="store_true", help="show tracebacks")
+        made.set_defaults(run=run)
+        return made
+
+    serve = command("serve", _serve, "decode an EEG stream live and publish the results")
+    serve.add_argument("bundle", nargs="?", help="bundle: a folder or a .zip (or `bundle` in the config)")
+    serve.add_argument("--config", type=Path, help="TOML config; see configs/README.md")
+    serve.add_argument("--eeg", metavar="QUERY", help=f"EEG stream: {_QUERY}")
+    serve.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
+    serve.add_argument("--record", type=Path, metavar="FILE.xdf", help="record what comes in and goes out")
+    _feed_options(serve)
+
+    replay = command(
+        "replay",
+        _replay,
+        "play a recording: as LSL streams in real time, or with --bundle through the loop in this process, as fast as it goes",
+    )
+    replay.add_argument("recording", type=Path, help="XDF, FIF, BrainVision, EDF/BDF, EEGLAB, THINGS raw .npy")
+    replay.add_argument("--bundle", help="decode the recording with this bundle instead of playing LSL streams")
+    replay.add_argument("--config", type=Path, help="TOML config, as for serve")
+    replay.add_argument("--eeg", metavar="QUERY", help=f"EEG stream of the recording: {_QUERY}")
+    replay.add_argument("--markers", metavar="QUERY", help="marker stream of the recording, likewise")
+    replay.add_argument("--speed", type=float, help="1 is real time; default: 1 as LSL streams, as fast as it goes with --bundle")
+    replay.add_argument("--from", dest="start", type=float, default=0.0, metavar="S", help="start S seconds into the recording")
+    replay.add_argument("--to", dest="stop", type=float, metavar="S", help="stop S seconds into the recording")
+    replay.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait up to S seconds for someone to listen")
+    replay.add_argument("--output", type=Path, metavar="FILE.jsonl", help="with --bundle: write every message, one JSON a line")
+    replay.add_argument("--verify", action="store_true", help="with --bundle: compare with the results in the recording")
+
+    watch = command("watch", _watch, "show the feed as a live table")
+    watch.add_argument("--seconds", type=float, help="stop after so many seconds")
+    _feed_options(watch)
+
+    demo = command("demo", _demo, "play a simulated subject, decode it live, and show the feed")
+    demo.add_argument("--headless", action="store_true", help="print a summary instead of the table")
+    demo.add_argument("--seconds", type=float, help="stop after so many seconds (default: when you press Ctrl-C; 30 with --headless)")
+
+    doctor = command("doctor", _doctor, "list the streams on the network and say whether they fit a bundle")
+    doctor.add_argument("bundle", nargs="?", help="bundle to check them against")
+    doctor.add_argument("--config", type=Path, help="TOML config, as for serve")
+    doctor.add_argument("--eeg", metavar="QUERY", help=f"EEG stream: {_QUERY}")
+    doctor.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
+    doctor.add_argument("--seconds", type=float, default=5.0, help="how long to listen (default: 5)")
+
+    bench = command("bench", _bench, "measure the latency of this machine: simulated amplifier, real streams, real feed")
+    bench.add_argument("bundle", nargs="?", help="bundle (default: the demo's)")
+    bench.add_argument("--events", type=int, default=200, help="stimuli (default: 200)")
+    bench.add_argument("--soa", type=float, default=0.2, help="seconds from one stimulus to the next (default: 0.2)")
+    bench.add_argument("--chunk", type=int, default=10, help="samples per packet of the amplifier (default: 10)")
+
+    keys = command("keys", _keys, "make a CURVE key pair for a feed beyond this machine")
+    keys.add_argument("folder", type=Path, help="folder to write the keys to")
+    return top
+
+
+def _feed_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--endpoint", help="feed, default tcp://127.0.0.1:5650")
+    made.add_argument("--snapshot", help="snapshots, default tcp://127.0.0.1:5651")
+
+
+def _config(options: argparse.Namespace) -> Any:
+    """The config file with the command line on top."""
+    from .acquire.lsl import StreamQuery
+    from .config import load
+
+    replace = msgspec.structs.replace
+    config = load(getattr(options, "config", None))
+    if getattr(options, "bundle", None):
+        config = replace(config, bundle=options.bundle)
+    if getattr(options, "record", None):
+        config = replace(config, record=str(options.record))
+    for role in ("eeg", "markers"):
+        if getattr(options, role, None):
+            query = _query(getattr(options, role), StreamQuery)
+            config = replace(config, inlet=replace(config.inlet, **{role: query}))
+    for key in ("endpoint", "snapshot"):
+        if getattr(options, key, None):
+            config = replace(config, feed=replace(config.feed, **{key: getattr(options, key)}))
+    return config
+
+
+def _query(text: str, kind: Any) -> Any:
+    from .config import convert
+
+    if "=" not in text:
+        return kind(name=text)
+    pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    return convert(pairs, kind, f"stream query {text!r}")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .serve import serve
+
+    counts = serve(_config(options), _say)
+    _say(account(counts))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    config = _config(options)
+    if options.bundle or config.bundle:
+        return _replay_through_loop(options, config)
+    for needs in ("output", "verify"):
+        if getattr(options, needs):
+            raise ConfigError(f"--{needs} needs a bundle", do="add --bundle BUNDLE")
+    from .acquire.recording import read
+    from .acquire.replay import play
+    from .serve import until_signal
+
+    recording = read(options.recording).between(options.start, options.stop)
+    for problem in recording.problems:
+        _say(problem)
+    with until_signal() as stopped:
+        play(recording, speed=options.speed or 1.0, wait=options.wait, stop=stopped)
+    return 0
+
+
+def _replay_through_loop(options: argparse.Namespace, config: Any) -> int:
+    from .acquire.recording import read
+    from .acquire.replay import ReplayInlet
+    from .feed import schema
+    from .serve import engines, open_bundle, replay
+
+    bundle = open_bundle(config)
+    recording = read(options.recording).between(options.start, options.stop)
+    for problem in recording.problems:
+        _say(problem)
+    eeg = config.inlet.eeg if options.eeg or options.config else None
+    markers = config.inlet.markers if options.markers or options.config else None
+    inlet = ReplayInlet(recording, eeg, markers, speed=options.speed, trigger=config.intake.trigger is not None)
+    outlet, counts = replay(config, inlet, bundle, engines(bundle, config))
+    if options.output:
+        encode = msgspec.json.encode
+        options.output.write_bytes(b"".join(encode(message) + b"\n" for message in outlet.messages))
+    _say(account(counts))
+    essence = outlet.essence()
+    _say(f"results sha256 {hashlib.sha256(essence).hexdigest()}")
+    if options.verify:
+        recorded = schema.recorded_essence(recording.feed)
+        if not recorded:
+            raise ConfigError(f"{options.recording} holds no results", do="record one with streamdec serve --record")
+        if recorded != essence:
+            _say(_first_difference(recorded, essence))
+            return 1
+        _say(f"the same as recorded: {essence.count(bytes([10])) + 1} messages")
+    return 0
+
+
+def _first_difference(recorded: bytes, replayed: bytes) -> str:
+    old, new = recorded.split(b"\n"), replayed.split(b"\n")
+    for number, (a, b) in enumerate(zip(old, new, strict=False), 1):
+        if a != b:
+            return f"differs at message {number}:\n  recorded {a.decode()}\n  replayed {b.decode()}"
+    return f"differs in number: {len(old)} messages recorded, {len(new)} replayed"
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .feed.subscriber import Subscriber
+    from .watch import watch
+
+    feed = _config(options).feed
+    with Subscriber(feed.endpoint, feed.snapshot) as subscriber:
+        watch(subscriber, Console(), seconds=options.seconds)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import demo
+
+    seconds = options.seconds if options.seconds or not options.headless else 30.0
+    return demo(seconds, headless=options.headless, say=_say)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    fits = True
+    for finding in examine(_config(options), options.seconds):
+        _say(finding.line())
+        fits = fits and not finding.fatal
+    return 0 if fits else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import bench
+
+    for line in bench(options.bundle, options.events, options.soa, options.chunk):
+        _say(line)
+    return 0
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from .feed.publisher import make_keys
+
+    for path in make_keys(options.folder):
+        _say(str(path))
+    return 0
+
+
+def account(counts: Any) -> str:
+    """The account of a session in one line."""
+    ends = ", ".join(f"{getattr(counts, end)} {end}" for end in ("decided", "rejected", "lost_data", "late", "cancelled"))
+    refused = ", ".join(f"{getattr(counts, why)} {why}" for why in ("ignored", "duplicate", "garbage"))
+    return f"{counts.markers} markers: {counts.onsets} onsets ({ends}), {refused}; {counts.samples} samples, {counts.gaps} gaps"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _failed(error: StreamdecError, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"streamdec: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

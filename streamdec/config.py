@@ -1,0 +1,100 @@
+"""Typed configuration of the live side, read from TOML. Unknown keys, wrong types and wrong values fail at load."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from .acquire.lsl import StreamQuery
+from .decode.evidence import EvidenceSettings
+from .errors import ConfigError
+from .feed.publisher import FeedSettings
+from .intake import IntakeSettings
+from .session import SessionSettings
+
+T = TypeVar("T")
+
+
+class InletSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which streams to read.
+
+    ``eeg`` and ``markers`` how to find them; ``wait`` seconds to look for them before giving up, 0 waits for ever; ``stall`` seconds without a sample
+    after which the stream counts as stalled.
+    """
+
+    eeg: StreamQuery = StreamQuery(type="EEG")
+    markers: StreamQuery = StreamQuery(type="Markers")
+    wait: float = 30.0
+    stall: float = 0.25
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the encoder runs. ``threads`` of the encoder, 0 to choose by timing at warm-up; ``device`` "cpu" or "cuda"."""
+
+    threads: int = 1
+    device: str = "cpu"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole live side: one table per part. ``bundle`` is relative to the config file; ``record`` writes the session there."""
+
+    bundle: str = ""
+    record: str = ""
+    inlet: InletSettings = InletSettings()
+    intake: IntakeSettings = IntakeSettings()
+    engine: EngineSettings = EngineSettings()
+    evidence: EvidenceSettings | None = None
+    session: SessionSettings = SessionSettings()
+    feed: FeedSettings = FeedSettings()
+
+
+def load(path: Path | None) -> Config:
+    """Read a TOML config; None gives the defaults.
+
+    Raises
+    ------
+    ConfigError
+        Not readable, not TOML, an unknown key, a wrong type or value: with file, key, what was got and what is allowed.
+    """
+    if path is None:
+        return Config()
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path}", got=error.strerror, do="name a TOML file that can be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not TOML", got=str(error)) from error
+    for key in ("bundle", "record"):
+        if isinstance(fields.get(key), str) and fields[key]:
+            fields[key] = str(path.parent / fields[key])
+    return convert(fields, Config, f"config {path}")
+
+
+def convert(fields: dict[str, Any], kind: type[T], where: str) -> T:
+    """Plain dictionaries -> typed settings, strictly.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what is allowed there and what was got.
+    """
+    _refuse_unknown(fields, kind, where, "")
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$.")
+        raise ConfigError(f"{where}, key {place.rstrip('`') or 'at the top'}", got=what) from error
+
+
+def _refuse_unknown(fields: dict[str, Any], kind: Any, where: str, prefix: str) -> None:
+    """msgspec names the unknown key but not the known ones; a user needs both."""
+    known = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in fields.items():
+        if key not in known:
+            raise ConfigError(f"{where}, unknown key {prefix + key}", allowed=", ".join(sorted(known)))
+        for option in getattr(known[key], "__args__", (known[key],)):
+            if isinstance(value, dict) and isinstance(option, type) and issubclass(option, msgspec.Struct):
+                _refuse_unknown(value, option, where, f"{prefix}{key}.")

@@ -1,0 +1,127 @@
+"""Puts a session together from its config and runs it: live, and from a recording."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from . import __version__
+from .acquire.inlet import Inlet
+from .acquire.lsl import LslInlet, local_clock
+from .acquire.record import Recorder
+from .config import Config
+from .decode import bundle as bundles
+from .decode.bundle import Bundle
+from .decode.engine import Engine, OnnxEngine
+from .decode.evidence import Evidence, EvidenceSettings
+from .decode.gallery import Gallery
+from .errors import ConfigError, StreamdecError
+from .feed.publisher import Publisher
+from .feed.schema import Counts
+from .intake import Intake
+from .session import MemoryOutlet, Outlet, Session, Tape, run
+
+
+def open_bundle(config: Config) -> Bundle:
+    """Read and verify the bundle the config names."""
+    if not config.bundle:
+        raise ConfigError("no bundle", do="name one: streamdec serve BUNDLE, or `bundle` in the config")
+    return bundles.read(Path(config.bundle))
+
+
+def engines(bundle: Bundle, config: Config) -> dict[float, Engine]:
+    """One warm encoder per horizon."""
+    made: dict[float, Engine] = {}
+    for head in bundle.manifest.heads:
+        engine = OnnxEngine(bundle.encoder(head.horizon), head, config.engine.threads, config.engine.device)
+        engine.warm_up()
+        made[head.horizon] = engine
+    return made
+
+
+def session(
+    bundle: Bundle,
+    inlet: Inlet,
+    outlet: Outlet,
+    config: Config,
+    encoders: dict[float, Engine],
+    clock: Callable[[], float] = local_clock,
+    tape: Tape | None = None,
+) -> Session:
+    """A session over an open inlet."""
+    manifest = bundle.manifest
+    horizons = tuple(head.horizon for head in manifest.heads)
+    intake = Intake(manifest.signal, inlet.eeg, config.intake, horizons, manifest.statistics)
+    gallery = Gallery(bundle.gallery_features, bundle.gallery_ids, bundle.gallery_labels)
+    settings = config.evidence or EvidenceSettings(mode=manifest.evidence.mode)
+    evidence = Evidence(settings, manifest.heads, manifest.calibration, len(gallery))
+    return Session(bundle, intake, encoders, gallery, evidence, outlet, clock, tape, config.session)
+
+
+def serve(config: Config, ready: Callable[[str], None]) -> Counts:
+    """Serve until SIGINT or SIGTERM; return the account.
+
+    Parameters
+    ----------
+    config : Config
+    ready : callable
+        Told in one line each what was found and when the session is ready.
+    """
+    bundle = open_bundle(config)
+    encoders = engines(bundle, config)
+    session_id = uuid.uuid4().hex
+    with ExitStack() as stack:
+        stopped = stack.enter_context(until_signal())
+        outlet = Publisher(config.feed, session_id)
+        stack.callback(outlet.close)
+        inlet = LslInlet(
+            config.inlet.eeg, None if config.intake.trigger else config.inlet.markers, stall=config.inlet.stall
+        )
+        stack.callback(inlet.close)
+        inlet.open(config.inlet.wait or float("inf"))
+        tape: Recorder | None = None
+        if config.record:
+            about = {"streamdec": __version__, "bundle": bundle.hash, "config": msgspec.to_builtins(config)}
+            description = msgspec.json.encode(about).decode()
+            tape = Recorder(Path(config.record), inlet.eeg, inlet.markers, session_id, description)
+            stack.callback(tape.close, 2.0)
+        live = session(bundle, inlet, outlet, config, encoders, tape=tape)
+        live.start(inlet.eeg, inlet.markers)
+        ready(f"feed at {config.feed.endpoint}, snapshots at {config.feed.snapshot}")
+        # What lives now lives until the end: keep the collector from walking through it in the loop.
+        gc.collect()
+        gc.freeze()
+        try:
+            reason = run(inlet, live, stopped)
+        except StreamdecError as error:
+            live.close(str(error))
+            raise
+        return live.close(reason)
+
+
+def replay(config: Config, inlet: Inlet, bundle: Bundle, encoders: dict[float, Engine]) -> tuple[MemoryOutlet, Counts]:
+    """Run a recording through the loop in this process; return what it published and the account."""
+    outlet = MemoryOutlet()
+    with inlet:
+        played = session(bundle, inlet, outlet, config, encoders)
+        played.start(inlet.eeg, inlet.markers)
+        reason = run(inlet, played, lambda: False)
+        return outlet, played.close(reason)
+
+
+@contextmanager
+def until_signal() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGINT and SIGTERM only set a flag that the yielded function reads."""
+    flag: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: flag.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(flag)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
