@@ -1,0 +1,1 @@
+"""Training and export: data sets, targets, methods, evaluation, bundles. Its program is ``streamdec-train``."""

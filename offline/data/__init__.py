@@ -1,0 +1,1 @@
+"""Data sets: one loader each, into the prepared store."""
