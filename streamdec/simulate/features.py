@@ -97,6 +97,11 @@ def gabor(images: UInt8) -> Float32:
     return _blockwise(images, energy, GABOR_SHAPE)
 
 
+def low_level(images: UInt8) -> Float32:
+    """:func:`gabor` and :func:`colour` side by side: (n, 240) float32."""
+    return np.concatenate([gabor(images), colour(images)], axis=1)
+
+
 def _log_gabors() -> Float32:
     """Make the filters in the frequency domain: (scales * orientations, size, size), each one-sided."""
     fy, fx = np.meshgrid(np.fft.fftfreq(_SIZE), np.fft.fftfreq(_SIZE), indexing="ij")

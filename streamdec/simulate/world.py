@@ -164,6 +164,7 @@ class World:
             "test": sorted(drawn[:n_test], key=lambda c: c.name),
             "train": sorted(drawn[n_test:], key=lambda c: c.name),
         }
+        self._low_level: dict[Split, Float32] = {}
 
     def concepts(self, split: Split) -> list[Concept]:
         """List the concepts of a split, sorted by name."""
@@ -208,6 +209,13 @@ class World:
             (-0.2, -0.2, 0.8, -0.35, 0.75, 0.15, -np.pi, 1.4), (0.2, 0.2, 1.2, 0.35, 1.05, 0.75, np.pi, 2.0)
         )
         return Look(x, y, size, tilt, shade, ground, slope, grain)
+
+    def low_level(self, split: Split) -> Float32:
+        """Give :func:`features.low_level` of every image, (n, 240) float32; computed once, read-only."""
+        if split not in self._low_level:
+            self._low_level[split] = features.low_level(self.images(split))
+            self._low_level[split].flags.writeable = False
+        return self._low_level[split]
 
     @property
     def attribute_names(self) -> tuple[str, ...]:

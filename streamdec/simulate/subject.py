@@ -1,0 +1,90 @@
+"""A simulated subject: responses and noise, added up to a continuous recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..types import Float32
+from .forward import Forward
+from .leadfield import CH_NAMES
+from .noise import Noise
+from .schedule import TARGET, Schedule
+from .world import Split, World
+
+
+class Subject:
+    """Somebody who looks at the images of a world.
+
+    Parameters
+    ----------
+    world : World
+        What can be shown.
+    seed : int
+        The subject: another seed has other sources, latencies, amplitudes and noise.
+    sfreq : float
+        Rate of the recordings, Hz.
+    """
+
+    ch_names = CH_NAMES
+
+    def __init__(self, world: World, seed: int = 0, *, sfreq: float = 1000.0) -> None:
+        self.world = world
+        self.seed = seed
+        self.sfreq = sfreq
+        self._forward = Forward(seed, sfreq)
+        self._moments: dict[Split, Float32] = {}
+
+    def evoked(self, split: Split, images: Sequence[int]) -> Float32:
+        """Compute the noise-free responses to ``images`` (0-based): (n, 63, n_times) float32, microvolt, 0..0.8 s after the onset."""
+        return self._forward.evoked(self._all_moments(split)[np.asarray(images, np.int64)])
+
+    def noise(self, session: int = 0) -> Noise:
+        """Start the noise of a session."""
+        return Noise(self.seed, session, self.sfreq)
+
+    def record(self, schedule: Schedule, noise: Noise | None = None, *, chunk: int = 1000) -> Iterator[Float32]:
+        """Record a run: overlapping responses plus noise.
+
+        Parameters
+        ----------
+        schedule : Schedule
+            What is shown when; its rate is the subject's.
+        noise : Noise, optional
+            Goes on from where it is, so runs of one session can follow each other; none is added when omitted.
+        chunk : int
+            Samples at a time; the signal does not depend on it.
+
+        Yields
+        ------
+        array of shape (63, chunk), float32
+            Microvolt, referenced to Fz; the last may be shorter. A fresh array each time.
+        """
+        if schedule.sfreq != self.sfreq:
+            raise ConfigError(
+                "schedule's rate", got=f"{schedule.sfreq:g} Hz", allowed=f"{self.sfreq:g} Hz, the subject's"
+            )
+        moments = self._all_moments(schedule.split)
+        n_response = self._forward.n_times
+        ahead = np.zeros((len(CH_NAMES), n_response + chunk), np.float32)
+        shown = 0
+        for first in range(0, schedule.n_times, chunk):
+            n = min(chunk, schedule.n_times - first)
+            while shown < len(schedule.samples) and schedule.samples[shown] < first + n:
+                code, start = schedule.codes[shown], schedule.samples[shown] - first
+                row = self._forward.mean_moments if code == TARGET else moments[code - 1]
+                ahead[:, start : start + n_response] += self._forward.evoked(row)
+                shown += 1
+            out = ahead[:, :n].copy()
+            if noise is not None:
+                out += noise.chunk(n)
+            yield out
+            ahead[:, :-n] = ahead[:, n:].copy()
+            ahead[:, -n:] = 0
+
+    def _all_moments(self, split: Split) -> Float32:
+        if split not in self._moments:
+            self._moments[split] = self._forward.moments(self.world, split)
+        return self._moments[split]
