@@ -1,0 +1,1 @@
+"""What happens to samples, and to one epoch."""
