@@ -1,0 +1,1 @@
+"""What happens to a clean epoch: bundle, encoder, evidence over repetitions, gallery."""

@@ -1,0 +1,138 @@
+"""What a bundle says of itself: its manifest.json as data. :mod:`.bundle` reads, verifies and writes it."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from ..errors import BundleError
+from ..signal.spec import Signal, Standardise, Whiten
+
+SCHEMA = 1
+
+GalleryKind = Literal["stimulus", "class_centre", "class"]
+EvidenceMode = Literal["none", "mean", "log_probability"]
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Similarity to probability: softmax(scale * similarity) over the gallery, fitted on validation data.
+
+    ``repetitions`` strictly increasing counts, ``scale`` the multiplier fitted for each (not its logarithm).
+    """
+
+    repetitions: tuple[int, ...]
+    scale: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        counts = self.repetitions
+        if not counts or len(counts) != len(self.scale):
+            raise BundleError(
+                "calibration", got=f"{len(counts)} counts, {len(self.scale)} scales", allowed="as many, one or more"
+            )
+        if counts[0] < 1 or any(b <= a for a, b in pairwise(counts)):
+            raise BundleError("calibration repetitions", got=counts, allowed="strictly increasing, from 1")
+        if not all(math.isfinite(s) and s >= 0 for s in self.scale):
+            raise BundleError("calibration scale", got=self.scale, allowed="finite, 0 or more")
+
+    def at(self, repetitions: int) -> float:
+        """Give the scale for a count: linear in log(count) between fitted counts, held beyond the last.
+
+        Held, not extrapolated: a probability is never surer than the validation data could show.
+        """
+        return float(np.interp(math.log(repetitions), np.log(self.repetitions), self.scale))
+
+
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One encoder: what it answers ``horizon`` seconds after the onset. The last head's answer is the final one.
+
+    ``encoder`` its file in the bundle; ``input`` (B, n_chans, n_times) float32 and ``output`` (B, dim) float32 name the
+    tensors in it; ``shape`` is (n_chans, n_times) after the chain.
+    """
+
+    horizon: float
+    encoder: str
+    shape: tuple[int, int]
+    dim: int
+    calibration: Calibration
+    input: str = "epochs"
+    output: str = "embeddings"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.horizon):
+            raise BundleError("head horizon", got=self.horizon, allowed="finite seconds")
+        if min(*self.shape, self.dim) < 1:
+            raise BundleError("head size", got=f"shape {self.shape}, dim {self.dim}", allowed="1 or more each")
+
+
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How closely the ``encoder`` file, run by ``engine``, follows the trained model on ``n_epochs`` real epochs.
+
+    ``max_abs_error`` over all embedding values; ``min_cosine`` over the epochs.
+    """
+
+    encoder: str
+    engine: str
+    n_epochs: int
+    max_abs_error: float
+    min_cosine: float
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that a bundle says of itself.
+
+    ``method``, ``citation``, ``created`` (ISO 8601), ``commit``, ``config``, ``seeds`` and ``data`` (fingerprint of the
+    training data) tell where it comes from; ``simulated`` that its data were. ``offline_only`` is the reason why it
+    cannot run live, "" if it can. ``signal`` goes from the stream to the encoders' input; ``channel_sd`` is the
+    deviation (sd) of the raw training signal per channel, microvolt. ``heads`` by rising horizon, the last at
+    ``signal.tmax``. ``evidence`` says how repetitions add up. ``budgets`` seconds beyond the epoch's end, per kind of
+    result. ``gallery`` and ``files`` (sha256 of every other file) are filled in by :func:`.bundle.write`.
+    """
+
+    schema: int = SCHEMA
+    method: str
+    citation: str
+    created: str
+    commit: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    data: str
+    simulated: bool
+    offline_only: str = ""
+    signal: Signal
+    channel_sd: dict[str, float]
+    heads: tuple[Head, ...]
+    evidence: EvidenceMode
+    budgets: dict[str, float]
+    parity: tuple[Parity, ...] = ()
+    gallery: GalleryKind = "stimulus"
+    files: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        horizons = [head.horizon for head in self.heads]
+        if not horizons or any(b <= a for a, b in pairwise(horizons)):
+            raise BundleError("head horizons", got=horizons, allowed="one or more, strictly increasing")
+        if horizons[-1] != self.signal.tmax:
+            raise BundleError(
+                "last head", got=f"horizon {horizons[-1]} s", allowed=f"the epoch's end, {self.signal.tmax} s"
+            )
+        if len({head.dim for head in self.heads}) > 1:
+            raise BundleError(
+                "head dims", got=[head.dim for head in self.heads], allowed="one embedding space for all heads"
+            )
+        if not all(math.isfinite(b) and b > 0 for b in self.budgets.values()):
+            raise BundleError("budgets", got=self.budgets, allowed="finite seconds above 0")
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Names of the arrays that ``signal.steps`` refer to."""
+        names: list[str] = []
+        for step in self.signal.steps:
+            if isinstance(step, Whiten):
+                names.append(step.array)
+            elif isinstance(step, Standardise):
+                names += (step.mean, step.std)
+        return tuple(names)
