@@ -102,8 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _feed_options(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--endpoint", help="feed, default tcp://127.0.0.1:5650")
-    made.add_argument("--snapshot", help="snapshots, default tcp://127.0.0.1:5651")
+    made.add_argument("--endpoint", help="feed, default tcp://127.0.0.1:5650 (and the two ports above it)")
 
 
 def _config(options: argparse.Namespace) -> Any:
@@ -121,9 +120,8 @@ def _config(options: argparse.Namespace) -> Any:
         if getattr(options, role, None):
             query = _query(getattr(options, role), StreamQuery)
             config = replace(config, inlet=replace(config.inlet, **{role: query}))
-    for key in ("endpoint", "snapshot"):
-        if getattr(options, key, None):
-            config = replace(config, feed=replace(config.feed, **{key: getattr(options, key)}))
+    if getattr(options, "endpoint", None):
+        config = replace(config, feed=replace(config.feed, endpoint=options.endpoint))
     return config
 
 

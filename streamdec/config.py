@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .acquire.lsl import StreamQuery
+from .decode.engine import EngineSettings
 from .decode.evidence import EvidenceSettings
 from .errors import ConfigError
 from .feed.publisher import FeedSettings
@@ -31,13 +32,6 @@ class InletSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stall: float = 0.25
 
 
-class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the encoder runs. ``threads`` of the encoder, 0 to choose by timing at warm-up; ``device`` "cpu" or "cuda"."""
-
-    threads: int = 1
-    device: str = "cpu"
-
-
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole live side: one table per part. ``bundle`` is relative to the config file; ``record`` writes the session there."""
 
@@ -46,7 +40,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inlet: InletSettings = InletSettings()
     intake: IntakeSettings = IntakeSettings()
     engine: EngineSettings = EngineSettings()
-    evidence: EvidenceSettings | None = None
+    evidence: EvidenceSettings = EvidenceSettings()
     session: SessionSettings = SessionSettings()
     feed: FeedSettings = FeedSettings()
 

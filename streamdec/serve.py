@@ -19,8 +19,7 @@ from .config import Config
 from .decode import bundle as bundles
 from .decode.bundle import Bundle
 from .decode.engine import Engine, OnnxEngine
-from .decode.evidence import Evidence, EvidenceSettings
-from .decode.gallery import Gallery
+from .decode.evidence import Evidence
 from .errors import ConfigError, StreamdecError
 from .feed.publisher import Publisher
 from .feed.schema import Counts
@@ -39,7 +38,7 @@ def engines(bundle: Bundle, config: Config) -> dict[float, Engine]:
     """One warm encoder per horizon."""
     made: dict[float, Engine] = {}
     for head in bundle.manifest.heads:
-        engine = OnnxEngine(bundle.encoder(head.horizon), head, config.engine.threads, config.engine.device)
+        engine = OnnxEngine(bundle.encoder(head), head, config.engine)
         engine.warm_up()
         made[head.horizon] = engine
     return made
@@ -57,11 +56,9 @@ def session(
     """A session over an open inlet."""
     manifest = bundle.manifest
     horizons = tuple(head.horizon for head in manifest.heads)
-    intake = Intake(manifest.signal, inlet.eeg, config.intake, horizons, manifest.statistics)
-    gallery = Gallery(bundle.gallery_features, bundle.gallery_ids, bundle.gallery_labels)
-    settings = config.evidence or EvidenceSettings(mode=manifest.evidence.mode)
-    evidence = Evidence(settings, manifest.heads, manifest.calibration, len(gallery))
-    return Session(bundle, intake, encoders, gallery, evidence, outlet, clock, tape, config.session)
+    intake = Intake(manifest.signal, inlet.eeg, config.intake, horizons, manifest.channel_sd)
+    evidence = Evidence(manifest.evidence, manifest.heads, config.evidence)
+    return Session(bundle, intake, encoders, evidence, outlet, clock, tape, config.session)
 
 
 def serve(config: Config, ready: Callable[[str], None]) -> Counts:
@@ -93,7 +90,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
             stack.callback(tape.close, 2.0)
         live = session(bundle, inlet, outlet, config, encoders, tape=tape)
         live.start(inlet.eeg, inlet.markers)
-        ready(f"feed at {config.feed.endpoint}, snapshots at {config.feed.snapshot}")
+        ready(f"feed at {outlet.endpoint}")
         # What lives now lives until the end: keep the collector from walking through it in the loop.
         gc.collect()
         gc.freeze()

@@ -6,7 +6,6 @@ published before the next event is looked at: one thread, no hand-off. Only late
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,7 +17,7 @@ from .acquire.markers import Refused
 from .decode.bundle import Bundle
 from .decode.engine import Engine
 from .decode.evidence import Evidence
-from .decode.gallery import Gallery
+from .decode.gallery import Gallery, rank, top
 from .feed import schema
 from .intake import Intake, Notice
 from .signal.chain import Chain
@@ -93,7 +92,6 @@ class Session:
         Made for the same bundle.
     engines : dict of float to Engine
         One per horizon of the bundle.
-    gallery : Gallery
     evidence : Evidence
     outlet : Outlet
     clock : callable
@@ -107,14 +105,14 @@ class Session:
         bundle: Bundle,
         intake: Intake,
         engines: dict[float, Engine],
-        gallery: Gallery,
         evidence: Evidence,
         outlet: Outlet,
         clock: Callable[[], float],
         tape: Tape | None = None,
         settings: SessionSettings = SessionSettings(),  # noqa: B008 - frozen
     ) -> None:
-        self.bundle, self.intake, self.gallery, self.evidence = bundle, intake, gallery, evidence
+        self.bundle, self.intake, self.evidence = bundle, intake, evidence
+        self.gallery: Gallery = bundle.gallery
         self._engines, self._outlet, self._clock, self._tape, self._settings = engines, outlet, clock, tape, settings
         signal = bundle.manifest.signal
         self._chains = {head.horizon: Chain(signal.until(head.horizon), bundle.arrays) for head in bundle.manifest.heads}
@@ -207,23 +205,23 @@ class Session:
 
     def _decide(self, epoch: Epoch, arrival: float) -> None:
         ready = self._clock()
-        key = epoch.onset.key
+        key, gallery = epoch.onset.key, self.gallery
         features = self._chains[epoch.horizon](epoch.data)
-        evidence = self.evidence.add_epoch(key, epoch.horizon, features)
-        query = self._engines[epoch.horizon](evidence.epoch)
+        query = self.evidence.query(key, epoch.horizon, features, self._engines[epoch.horizon])
         encoded = self._clock()
-        cosines = self.gallery.scores(query)
-        decision = self.evidence.decide(key, epoch.horizon, cosines, self._settings.top_k)
-        retrieved = self._clock()
-        ids, labels = self.gallery.ids, self.gallery.labels
+        scores = gallery.scores(query.embedding)
+        best = top(scores, self._settings.top_k)
+        probabilities = self.evidence.probabilities(query, scores)
+        own = gallery.index_of(key)
         candidates = tuple(
-            Candidate(ids[i], labels[i], float(decision.scores[i]), float(decision.probabilities[i])) for i in decision.top
+            Candidate(gallery.ids[i], gallery.labels[i], float(scores[i]), float(probabilities[i])) for i in best
         )
+        retrieved = self._clock()
         payloads: tuple[schema.Payload, ...] = ()
         frames: tuple[bytes, ...] = ()
         if self._settings.embedding:
-            payloads = (schema.Payload(frame=0, kind="embedding", dtype="<f4", shape=query.shape),)
-            frames = (query.astype("<f4", copy=False).tobytes(),)
+            payloads = (schema.Payload(frame=0, kind="embedding", dtype="<f4", shape=query.embedding.shape),)
+            frames = (query.embedding.astype("<f4", copy=False).tobytes(),)
         published = self._clock()
         latency = published - epoch.due
         self._publish(
@@ -234,11 +232,11 @@ class Session:
                 first_sample=epoch.first,
                 horizon=epoch.horizon,
                 final=epoch.final,
-                repetitions=decision.repetitions,
+                repetitions=query.repetitions,
                 candidates=candidates,
-                gallery_size=len(self.gallery),
-                rank=decision.rank_of(self.gallery.index_of(key)),
-                stop=decision.stop,
+                gallery_size=len(gallery),
+                rank=None if own is None else rank(scores, own) + 1,
+                stop=self.evidence.enough(query, float(probabilities[best[0]])),
                 interpolated_channels=epoch.interpolated_channels,
                 interpolated_samples=epoch.n_interpolated,
                 flags=epoch.flags,
@@ -304,24 +302,15 @@ class Session:
         for id_, label in zip(self.gallery.ids, self.gallery.labels, strict=True):
             picture = self.bundle.thumbnail(id_)
             if picture is not None:
-                payloads.append(schema.Payload(frame=len(frames), kind="image", media=media_type(picture), id=id_))
-                frames.append(picture)
+                payloads.append(schema.Payload(frame=len(frames), kind="image", media=picture.media))
+                frames.append(picture.data)
             entries.append(schema.GalleryEntry(id_, label, len(frames) - 1 if picture is not None else None))
-        kind = self.bundle.manifest.gallery.kind
-        self._publish(schema.Gallery(kind=kind, entries=tuple(entries), payloads=tuple(payloads)), frames)
+        self._publish(schema.Gallery(kind=self.gallery.kind, entries=tuple(entries), payloads=tuple(payloads)), frames)
 
     def _publish(self, message: schema.AnyMessage, payloads: Sequence[bytes | memoryview] = ()) -> None:
         header = self._outlet.publish(message, payloads)
         if self._tape is not None:
             self._tape.message(header)
-
-
-def media_type(picture: bytes) -> str:
-    """Media type of an encoded picture by its first bytes."""
-    for magic, media in ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"RIFF", "image/webp")):
-        if picture.startswith(magic):
-            return media
-    return "application/octet-stream"
 
 
 def run(inlet: Inlet, session: Session, stopped: Callable[[], bool], poll: float = 0.05) -> str:
@@ -342,7 +331,3 @@ def run(inlet: Inlet, session: Session, stopped: Callable[[], bool], poll: float
             return "end of recording"
     return "stopped"
 
-
-def wall_clock() -> str:
-    """UTC time of day for names and logs, ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,134 @@
+"""A simulated subject, decoded live: virtual amplifier, `streamdec serve` and the feed, each a process of its own, kept to this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from .acquire.lsl import loopback
+from .errors import StreamError
+from .feed.schema import Counts, Gallery, Retrieval, Session
+from .feed.subscriber import Subscriber
+
+DEMO_BUNDLE = Path(__file__).parent / "simulate" / "demo_bundle.zip"
+_N_IMAGES = 8
+_PATIENCE = 60.0  # seconds for a process to come up
+
+
+def serve_process(stack: ExitStack, bundle: Path, eeg: str, markers: str, *more: str) -> tuple[subprocess.Popen[str], str]:
+    """Start ``streamdec serve`` on two named streams; return the process and its feed's endpoint once it is ready.
+
+    The process ends with the stack: SIGTERM first, as a user would.
+    """
+    command = [sys.executable, "-m", "streamdec", "serve", str(bundle), "--eeg", f"name={eeg}", "--markers", f"name={markers}"]
+    if "--endpoint" not in more:
+        more = (*more, "--endpoint", "tcp://127.0.0.1:0")
+    process = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
+    stack.callback(_end, process)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("feed at "):
+            return process, line.removeprefix("feed at ").strip()
+    raise StreamError("streamdec serve ended before it was ready", got=f"exit code {process.wait()}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(5.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def amplifier_process(stack: ExitStack, name: str, n_images: int) -> subprocess.Popen[str]:
+    """Start the virtual amplifier on the demo's subject; return once its streams are there."""
+    command = [sys.executable, "-m", "streamdec.simulate.amplifier", "--name", name, "--images", str(n_images)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
+    stack.callback(_end, process)
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        raise StreamError("the virtual amplifier did not start", got=f"exit code {process.wait()}")
+    return process
+
+
+def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None]) -> int:
+    """Run the demo for ``seconds`` (None: until Ctrl-C); return 0 when images were found far above chance.
+
+    Parameters
+    ----------
+    seconds : float or None
+    headless : bool
+        A summary instead of the live table.
+    say : callable
+        Takes a line for the user.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamdec-demo-")))
+        name = f"simulated-{uuid.uuid4().hex[:8]}"
+        config = folder / "lsl_api.cfg"
+        config.write_text(loopback(name), encoding="utf-8")
+        os.environ["LSLAPICFG"] = str(config)  # for the processes to come
+        amplifier_process(stack, name, _N_IMAGES)
+        _, endpoint = serve_process(stack, DEMO_BUNDLE, name, f"{name}-markers")
+        say(f"simulated subject, {_N_IMAGES} images shown over and over; feed at {endpoint}")
+        subscriber = stack.enter_context(Subscriber(endpoint))
+        if not headless:
+            from rich.console import Console
+
+            from .watch import watch
+
+            watch(subscriber, Console(), seconds=seconds)
+            return 0
+        return _summary(subscriber, seconds, say)
+
+
+def _summary(subscriber: Subscriber, seconds: float | None, say: Callable[[str], None]) -> int:
+    """Collect for ``seconds``, print what was found."""
+    decisions: list[Retrieval] = []
+    counts: Counts | None = None
+    began: float | None = None
+    patience = time.monotonic() + _PATIENCE
+    n_gallery = 0
+    while True:
+        now = time.monotonic()
+        if began is not None and seconds is not None and now - began > seconds:
+            break
+        if began is None and now > patience:
+            raise StreamError(f"no decision within {_PATIENCE:g} s", do="run streamdec demo --debug")
+        received = subscriber.receive(0.5)
+        if received is None:
+            continue
+        message = received.message
+        if isinstance(message, Retrieval) and message.final:
+            began = began or time.monotonic()
+            decisions.append(message)
+        elif isinstance(message, Gallery):
+            n_gallery = len(message.entries)
+        elif isinstance(message, Session) and message.state == "refused":
+            raise StreamError("the demo's own stream was refused", got=message.reason)
+        elif message.topic == "stats":
+            counts = message.counts
+    ranks = np.array([decision.rank for decision in decisions if decision.rank is not None])
+    repeated = np.array([d.rank for d in decisions if d.rank is not None and d.repetitions >= max(2, d.repetitions // 2)])
+    latency = 1e3 * np.array([decision.timing.latency for decision in decisions])
+    budget = 1e3 * decisions[0].timing.budget
+    met = sum(decision.timing.deadline_met for decision in decisions)
+    chance1, chance5 = 100 / n_gallery, 500 / n_gallery
+    top1, top5 = 100 * np.mean(ranks == 1), 100 * np.mean(ranks <= 5)
+    say(f"{len(decisions)} decisions on simulated EEG, gallery of {n_gallery}; {len(repeated)} with earlier repetitions behind them")
+    say(f"shown image first: {top1:.0f} % (chance {chance1:.1f} %), among the first five: {top5:.0f} % (chance {chance5:.1f} %)")
+    p50, p99 = np.percentile(latency, (50, 99))
+    say(f"latency beyond the epoch's end, incl. the packet's wait: median {p50:.1f} ms, p99 {p99:.1f} ms; {met} of {len(decisions)} within {budget:.0f} ms")
+    if counts is not None:
+        say(f"{counts.onsets} onsets: {counts.decided} decided, {counts.open} open, {counts.onsets - counts.decided - counts.open} ended otherwise")
+    return 0 if np.mean(ranks <= 5) > 3 * chance5 / 100 else 1
