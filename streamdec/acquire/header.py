@@ -65,7 +65,7 @@ def read_header(xml: str) -> StreamInfo:
 
 
 def write_header(info: StreamInfo, dtype: str | None = None) -> str:
-    """The header of a stream: its own, verbatim, or one made from what ``info`` says.
+    """Return the header of a stream: its own, verbatim, or one made from what ``info`` says.
 
     Parameters
     ----------
