@@ -1,7 +1,11 @@
-"""The messages of the feed, versioned. JSON Schema and the field reference are generated from this file.
+"""The messages of the feed, versioned. ``schema.json`` and ``FIELDS.md`` beside this file are generated from it.
 
-A message on the wire is ``[topic, header, payload, ...]``: ``header`` is one of these structs as msgpack (or JSON, by config),
-``payload`` frames are raw bytes that the header's :class:`Payload` entries describe. All times are seconds of the LSL clock.
+A message on the wire is ``[topic, header, payload, ...]``: ``header`` is one of these structs as msgpack (or JSON, by
+config), ``payload`` frames are raw bytes that the header's :class:`Payload` entries describe. All times are seconds of
+the LSL clock of the machine that publishes, all durations are seconds, and no number is NaN.
+
+New topics, and new fields with a default, may come within one version: readers skip what they do not know. Any other
+change raises :data:`VERSION`.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from ..types import Candidate, Outcome, StreamInfo
 
@@ -18,7 +24,14 @@ VERSION = 1
 class Payload(msgspec.Struct, frozen=True):
     """One binary frame after the header: its place, what it is, and how to read it.
 
-    ``frame`` counts payload frames from 0. Arrays: ``dtype`` little-endian numpy code ("<f4") and ``shape``. Images: ``media`` type.
+    Attributes
+    ----------
+    frame : place among the payload frames, from 0.
+    kind : what it holds: an array (``embedding``) or an encoded picture (``image``).
+    dtype : of an array: little-endian numpy code, such as "<f4".
+    shape : of an array: its shape, in C order.
+    media : of an image: its media type, such as "image/png".
+    id : what it belongs to: an image id or a stimulus key.
     """
 
     frame: int
@@ -29,11 +42,25 @@ class Payload(msgspec.Struct, frozen=True):
     id: str = ""
 
 
+def embedding(frame: int, array: npt.NDArray[np.generic], id: str = "") -> Payload:
+    """Describe ``array`` as payload ``frame``."""
+    return Payload(frame, "embedding", dtype=array.dtype.newbyteorder("<").str, shape=array.shape, id=id)
+
+
 class Timing(msgspec.Struct, frozen=True):
     """When each stage of one result was done. The only fields that differ when a session is replayed.
 
-    ``due`` the epoch's last sample was due; ``arrival`` the packet that completed it was pulled; ``ready`` epoch cut and cleaned; ``encoded``,
-    ``retrieved``; ``published`` just before the message went out. ``latency`` = published - due; ``budget`` what was promised, seconds.
+    Attributes
+    ----------
+    due : LSL clock; the epoch's last sample was due.
+    arrival : LSL clock; the packet that completed the epoch was pulled.
+    ready : LSL clock; the epoch was cut and cleaned.
+    encoded : LSL clock; the encoder was done.
+    retrieved : LSL clock; the candidates were ranked.
+    published : LSL clock; just before the message went out.
+    latency : s; ``published`` - ``due``.
+    budget : s; the latency that was promised.
+    deadline_met : ``latency`` <= ``budget``.
     """
 
     due: float
@@ -48,7 +75,15 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """What every header has. ``seq`` counts the messages of one topic from 1, so that a gap shows."""
+    """What every header has.
+
+    Attributes
+    ----------
+    topic : kind of the message, the same as the topic frame.
+    version : version of this schema.
+    session : id of the session; another one means that the publisher was started anew.
+    seq : number of this message among those of its topic in this session, from 1, so that a gap shows.
+    """
 
     version: int = VERSION
     session: str = ""
@@ -56,7 +91,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Onset(Message, frozen=True, kw_only=True, tag="onset", tag_field="topic"):
-    """A stimulus came on. ``key`` stimulus key, ``text`` the marker as received, ``onset_time`` LSL clock."""
+    """A stimulus came on.
+
+    Attributes
+    ----------
+    key : stimulus key.
+    text : the marker as received.
+    onset_time : LSL clock.
+    """
 
     key: str
     text: str
@@ -66,16 +108,28 @@ class Onset(Message, frozen=True, kw_only=True, tag="onset", tag_field="topic"):
 class Retrieval(Message, frozen=True, kw_only=True, tag="retrieval", tag_field="topic"):
     """The gallery images that match the response best: one decision.
 
-    ``horizon`` seconds after the onset that were used, ``final`` the last horizon. ``repetitions`` of ``key`` behind the evidence. ``candidates`` best
-    first. ``rank`` 1-based place of ``key`` itself where it is in the gallery. ``stop`` the stopping rule is met. ``interpolated_channels`` and
-    ``interpolated_samples`` say what was filled in; ``flags`` such as "settling", "catch_up". ``residual`` onset minus its sample's time, seconds; ``first_sample`` the
-    epoch's place, in samples since the session's first.
+    Attributes
+    ----------
+    key : stimulus key.
+    onset_time : LSL clock.
+    residual : s; the onset minus the time of the sample it was put on.
+    horizon : s after the onset, up to which samples were used.
+    final : this is the last horizon.
+    repetitions : presentations of ``key`` behind the evidence, this one included.
+    candidates : the best of the gallery, best first.
+    gallery_size : number of candidates that were compared.
+    rank : place of ``key`` itself, from 1; null where it is not in the gallery.
+    stop : the stopping rule is met: more repetitions are not needed.
+    interpolated_channels : channels that were filled in from their neighbours.
+    interpolated_samples : missing samples that were filled in.
+    flags : what else to know, such as "settling" (filters had just restarted) or "catch_up" (after a stall).
+    payloads : what the binary frames hold.
+    timing : when each stage was done.
     """
 
     key: str
     onset_time: float
     residual: float
-    first_sample: int
     horizon: float
     final: bool
     repetitions: int
@@ -91,7 +145,15 @@ class Retrieval(Message, frozen=True, kw_only=True, tag="retrieval", tag_field="
 
 
 class Epoch(Message, frozen=True, kw_only=True, tag="epoch", tag_field="topic"):
-    """The one end of an onset: ``decided``, or why not."""
+    """The one end of an onset.
+
+    Attributes
+    ----------
+    key : stimulus key.
+    onset_time : LSL clock.
+    outcome : ``decided``, or how it ended without a decision.
+    reason : why there is no decision, in words.
+    """
 
     key: str
     onset_time: float
@@ -100,7 +162,14 @@ class Epoch(Message, frozen=True, kw_only=True, tag="epoch", tag_field="topic"):
 
 
 class Dropped(Message, frozen=True, kw_only=True, tag="dropped", tag_field="topic"):
-    """Something that came in and led to nothing: ``what`` it was, ``text`` of it, ``reason``."""
+    """Something that came in and led to nothing.
+
+    Attributes
+    ----------
+    what : what it was.
+    text : of it, as received.
+    reason : why it was dropped.
+    """
 
     what: Literal["marker", "record"]
     text: str
@@ -108,7 +177,30 @@ class Dropped(Message, frozen=True, kw_only=True, tag="dropped", tag_field="topi
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """The account of a session. ``markers`` = ``ignored`` + ``duplicate`` + ``garbage`` + ``onsets``; ``onsets`` = the five ends + ``open``."""
+    """The account of a session.
+
+    ``markers`` = ``ignored`` + ``duplicate`` + ``garbage`` + ``onsets``;
+    ``onsets`` = ``decided`` + ``rejected`` + ``lost_data`` + ``late`` + ``cancelled`` + ``open``.
+
+    Attributes
+    ----------
+    markers : markers received.
+    ignored : markers that are no stimulus, by config.
+    duplicate : markers that had come before.
+    garbage : markers that could not be read.
+    onsets : markers that began an epoch.
+    decided : onsets that ended in a decision.
+    rejected : onsets whose epoch was too noisy.
+    lost_data : onsets whose samples never came.
+    late : onsets whose samples had left the ring buffer.
+    cancelled : onsets still open when the session ended.
+    open : onsets that wait for their samples.
+    samples : EEG samples received, per channel.
+    missing_samples : EEG samples lost in gaps, per channel.
+    gaps : gaps in the EEG.
+    segments : unbroken pieces of the EEG's clock.
+    unrecorded : records that the recorder could not take.
+    """
 
     markers: int = 0
     ignored: int = 0
@@ -128,11 +220,51 @@ class Counts(msgspec.Struct, frozen=True):
     unrecorded: int = 0
 
 
+SessionState: TypeAlias = Literal[
+    "started",
+    "connected",
+    "stalled",
+    "resumed",
+    "lost",
+    "found",
+    "refused",
+    "gap",
+    "unrecorded",
+    "draining",
+    "ended",
+]
+
+
 class Session(Message, frozen=True, kw_only=True, tag="session", tag_field="topic"):
-    """The session, its streams and its bundle changed state. ``time`` LSL clock."""
+    """The session or one of its streams changed state.
+
+    Attributes
+    ----------
+    state : what happened.
+    time : LSL clock.
+    stream : the stream it happened to, "" for the session itself.
+    reason : why, in words.
+    bundle : name of the bundle; with ``started``.
+    method : method of the bundle; with ``started``.
+    eeg : the EEG stream, where it was just connected.
+    markers : the marker stream, where it was just connected.
+    simulated : the EEG comes from a simulated subject.
+    budgets : s; latency promised for each kind of result; with ``started``.
+    counts : the account so far.
+    """
 
     state: Literal[
-        "started", "connected", "stalled", "resumed", "lost", "found", "refused", "gap", "warning", "unrecorded", "ended"
+        "started",
+        "connected",
+        "stalled",
+        "resumed",
+        "lost",
+        "found",
+        "refused",
+        "gap",
+        "unrecorded",
+        "draining",
+        "ended",
     ]
     time: float
     stream: Literal["", "eeg", "markers"] = ""
@@ -147,7 +279,16 @@ class Session(Message, frozen=True, kw_only=True, tag="session", tag_field="topi
 
 
 class Quantiles(msgspec.Struct, frozen=True):
-    """Latency of one stage, seconds, over ``n`` results."""
+    """Latency of one stage.
+
+    Attributes
+    ----------
+    n : number of results.
+    p50 : s; median.
+    p95 : s; 95th percentile.
+    p99 : s; 99th percentile.
+    max : s; the longest.
+    """
 
     n: int
     p50: float
@@ -159,7 +300,16 @@ class Quantiles(msgspec.Struct, frozen=True):
 class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
     """Once a second: the account, latencies by stage, the clock, the machine.
 
-    ``sfreq_effective`` Hz by regression; ``clock_offset`` and ``clock_jitter`` seconds; ``drift_ppm`` of the sender's clock; ``memory`` resident bytes.
+    Attributes
+    ----------
+    time : LSL clock.
+    counts : the account so far.
+    latency : latency by stage.
+    sfreq_effective : Hz; the EEG's rate by regression.
+    clock_offset : s; LSL clock minus the clock of the EEG's sender.
+    clock_jitter : s; spread of the EEG's raw stamps around their line.
+    drift_ppm : drift of the sender's clock against the LSL clock, parts per million.
+    memory : bytes; resident memory of the process.
     """
 
     time: float
@@ -173,7 +323,14 @@ class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
 
 
 class GalleryEntry(msgspec.Struct, frozen=True):
-    """One candidate as the snapshot shows it. ``thumbnail`` is the payload frame of its picture, None without one."""
+    """One candidate of the gallery.
+
+    Attributes
+    ----------
+    id : id of the candidate, as in a decision.
+    label : what it shows, in words.
+    thumbnail : payload frame of its picture, null without one.
+    """
 
     id: str
     label: str
@@ -181,28 +338,35 @@ class GalleryEntry(msgspec.Struct, frozen=True):
 
 
 class Gallery(Message, frozen=True, kw_only=True, tag="gallery", tag_field="topic"):
-    """The gallery's card, in the snapshot and whenever candidates are added or removed."""
+    """The gallery's card, at the start and whenever candidates are added or removed.
+
+    Attributes
+    ----------
+    kind : what a candidate is: one stimulus, or the centre of a class.
+    entries : the candidates.
+    payloads : what the binary frames hold.
+    """
 
     kind: str
     entries: tuple[GalleryEntry, ...]
     payloads: tuple[Payload, ...] = ()
 
 
+class SnapshotEnd(Message, frozen=True, kw_only=True, tag="end", tag_field="topic"):
+    """The last message of a snapshot. It never comes on the results or images socket.
+
+    Attributes
+    ----------
+    request : id of the request that is answered.
+    messages : number of messages the snapshot had before this one.
+    seqs : the newest ``seq`` of each topic when the snapshot was taken.
+    """
+
+    request: str
+    messages: int
+    seqs: dict[str, int]
+
+
 AnyMessage: TypeAlias = Onset | Retrieval | Epoch | Dropped | Session | Stats | Gallery
 TOPICS: tuple[str, ...] = ("onset", "retrieval", "epoch", "dropped", "session", "stats", "gallery")
-
-
-_VOLATILE = ("timing", "session", "seq", "time")
-_OF_THE_MOMENT = ("started", "unrecorded", "ended")
-
-
-def essence(message: AnyMessage) -> bytes:
-    """What must be the same, byte for byte, whenever the same events are played.
-
-    The message as JSON without session id, sequence number and latencies; empty for messages about the machine or the moment (``stats``, the
-    gallery's card, a session's start and end).
-    """
-    if isinstance(message, (Stats, Gallery)) or (isinstance(message, Session) and message.state in _OF_THE_MOMENT):
-        return b""
-    fields = {key: value for key, value in msgspec.to_builtins(message).items() if key not in _VOLATILE}
-    return msgspec.json.encode(fields)
+IMAGE_TOPICS: frozenset[str] = frozenset({"gallery"})  # on the images socket: few messages, large ones

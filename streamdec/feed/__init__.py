@@ -1,0 +1,1 @@
+"""What goes out: the messages, the publisher, the subscriber."""

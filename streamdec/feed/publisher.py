@@ -1,0 +1,368 @@
+"""The sending end of the feed: two lanes of messages, and snapshots for those who come later.
+
+*Lanes.* Results and images leave by a PUB socket each, because a PUB socket has one high-water mark for all that it
+sends: 1000 results are some megabytes for a subscriber that does not read, 1000 images would be hundreds. A topic has
+one lane, so its order holds.
+
+*Snapshots* follow the Clone pattern (zguide, chapter 5), with the hole in it closed. A subscriber also subscribes to
+``hello/<request>``, an id of its own, and sends ``["snapshot", request, topic, ...]`` from a DEALER socket. It gets the
+kept messages of these topics and a :class:`~.schema.SnapshotEnd`; at the same instant ``hello/<request>`` goes out on
+both lanes. The hello that arrives proves that the subscription has held since before the snapshot: from here on nothing
+is missed. Where it does not arrive, the subscription came too late, and the subscriber asks again.
+
+*Threads.* Everything runs in the caller's thread, beside libzmq's own. Payloads are therefore copied once: pyzmq's
+zero-copy send starts a Python thread, which would share the interpreter lock with the loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import zmq
+from zmq.utils import z85
+
+from ..errors import ConfigError, FeedError
+from . import address
+from .address import read_key
+from .schema import IMAGE_TOPICS, AnyMessage, Session, SnapshotEnd
+
+Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.generic]
+_Frames: TypeAlias = tuple[bytes | zmq.Frame, ...]
+
+_FAREWELL = 200  # ms that close() waits for the last messages to leave
+_MAX_REQUEST = 256  # bytes of one frame of a request
+_TRIES = 32  # to find three free ports in a row
+_ZAP = "inproc://zeromq.zap.01"
+
+
+class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the feed is offered, and to whom.
+
+    Attributes
+    ----------
+    endpoint : ``tcp://host:port`` (this port and the next two, see :mod:`.address`; port 0 takes free ones) or
+        ``ipc://path``. Whoever can log in on this machine can read a loopback feed; an ``ipc`` path in a folder of mode
+        0700 is private.
+    encoding : of the headers. JSON is larger, and friendlier to a browser.
+    keys : folder made by :func:`make_keys`. With it the feed is encrypted (CURVE), and only clients on its list read it.
+        Required where ``endpoint`` can be reached from another machine.
+    results_hwm : messages of the results lane that wait for one slow subscriber before the newest are dropped for it.
+    images_hwm : the same of the images lane.
+    """
+
+    endpoint: str = address.DEFAULT
+    encoding: Literal["msgpack", "json"] = "msgpack"
+    keys: str = ""
+    results_hwm: int = 1000
+    images_hwm: int = 16
+
+    def __post_init__(self) -> None:
+        if not address.resolve(self.endpoint).local and not self.keys:
+            raise ConfigError(
+                "feed endpoint can be reached from other machines, and there are no keys",
+                got=repr(self.endpoint),
+                allowed="a loopback address, or any with feed.keys",
+                do="make keys with `streamdec keys FOLDER CLIENT ...` and set feed.keys to the folder",
+            )
+        if min(self.results_hwm, self.images_hwm) < 1:
+            got = f"{self.results_hwm} and {self.images_hwm}"
+            raise ConfigError("feed high-water marks", got=got, allowed="1 message or more")
+
+
+class Publisher:
+    """Publishes the messages of one session. Never blocks, starts no Python thread, belongs to the thread that made it.
+
+    Parameters
+    ----------
+    settings : FeedSettings
+        Where, and to whom.
+    session : str
+        Id of the session; a new one for each publisher, so that subscribers see a restart.
+
+    Attributes
+    ----------
+    endpoint : str
+        Where the feed is, with the port that was chosen: what :class:`~.subscriber.Subscriber` takes.
+
+    Raises
+    ------
+    ConfigError
+        Where the keys are not as :func:`make_keys` made them.
+    FeedError
+        Where the endpoint cannot be had, such as a port in use.
+    """
+
+    def __init__(self, settings: FeedSettings, session: str) -> None:
+        self.session: Final = session
+        self._json = msgspec.json.Encoder()
+        self._encoder: msgspec.json.Encoder | msgspec.msgpack.Encoder = (
+            self._json if settings.encoding == "json" else msgspec.msgpack.Encoder()
+        )
+        self._seqs: dict[str, int] = {}
+        self._kept: dict[Hashable, _Frames] = {}
+        self._more = False
+        secret, self._clients = _read_keys(Path(settings.keys)) if settings.keys else (b"", frozenset())
+
+        self._context = zmq.Context(io_threads=1)
+        try:
+            self._zap = self._open_zap() if secret else None
+            self._results = self._open(zmq.PUB, secret, settings.results_hwm)
+            self._images = self._open(zmq.PUB, secret, settings.images_hwm)
+            self._router = self._open(zmq.ROUTER, secret, settings.results_hwm)
+            self._router.maxmsgsize = _MAX_REQUEST
+            self.endpoint: Final = self._bind(settings.endpoint)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._poll = select.poll()
+        for end in (self._zap, self._router, self._results, self._images):
+            if end is not None:
+                self._poll.register(end.fileno(), select.POLLIN)
+
+    def publish(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> bytes:
+        """Send ``message`` with its payload frames, and keep it for snapshots.
+
+        Parameters
+        ----------
+        message : AnyMessage
+            ``session`` and ``seq`` are filled in here.
+        payloads : sequence of buffers
+            What ``message.payloads`` describes, in its order; arrays go out little-endian, in C order. They are copied
+            before this returns.
+
+        Returns
+        -------
+        bytes
+            The header as JSON, whatever the encoding on the wire: what the recorder stores.
+
+        Raises
+        ------
+        FeedError
+            Where the number of payloads is not what the message says.
+        """
+        described = len(getattr(message, "payloads", ()))
+        if len(payloads) != described:
+            raise FeedError("feed: payload frames beside the message", got=len(payloads), allowed=described)
+        topic = str(message.__struct_config__.tag)
+        seq = self._seqs[topic] = self._seqs.get(topic, 0) + 1
+        message = msgspec.structs.replace(message, session=self.session, seq=seq)
+        header = self._encoder.encode(message)
+        frames: _Frames = (topic.encode(), header, *(zmq.Frame(_wire(payload), copy=True) for payload in payloads))
+        _send(self._images if topic in IMAGE_TOPICS else self._results, frames)
+
+        slot = _slot(message)
+        self._kept.pop(slot, None)  # so that the newest stands last
+        self._kept[slot] = frames
+        return header if self._encoder is self._json else self._json.encode(message)
+
+    def serve(self) -> None:
+        """Let new subscribers in and answer at most one of their requests. Call it once per packet; it never waits.
+
+        While nobody wants anything it costs one system call over all sockets, about 1 µs.
+        """
+        if not self._more and not self._poll.poll(0):
+            return
+        if self._zap is not None:
+            while _readable(self._zap):
+                self._admit(self._zap)
+        for lane in (self._results, self._images):
+            _readable(lane)  # takes in new subscriptions, lets go of subscribers that left
+        if _readable(self._router):
+            self._answer(self._router.recv_multipart(zmq.NOBLOCK))
+        # The descriptor of a libzmq socket tells of changes only, not of requests that still lie there.
+        self._more = _readable(self._router)
+
+    def close(self) -> None:
+        """Send what is still queued, for 0.2 s at most, and let go of the ports. Idempotent."""
+        self._context.destroy(linger=_FAREWELL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(self, frames: list[bytes]) -> None:
+        peer, *question = frames
+        if len(question) < 2 or question[0] != b"snapshot":
+            return
+        request, wanted = question[1], frozenset(question[2:])
+        for lane in (self._results, self._images):
+            lane.send(b"hello/" + request)
+        kept = [message for message in self._kept.values() if message[0] in wanted]
+        for message in kept:
+            _send(self._router, (peer, *message))
+        end = SnapshotEnd(
+            session=self.session, request=request.decode("ascii", "replace"), messages=len(kept), seqs=self._seqs
+        )
+        _send(self._router, (peer, b"end", self._encoder.encode(end)))
+
+    def _admit(self, zap: zmq.Socket[bytes]) -> None:
+        """Answer one question of libzmq, whether a client may come in (ZAP, ZeroMQ RFC 27)."""
+        version, request, _domain, _address, _identity, mechanism, *credentials = zap.recv_multipart(zmq.NOBLOCK)
+        allowed = mechanism == b"CURVE" and credentials[0] in self._clients
+        verdict = (b"200", b"OK") if allowed else (b"400", b"key not on the list")
+        zap.send_multipart([version, request, *verdict, b"", b""])
+
+    def _open_zap(self) -> zmq.Socket[bytes]:
+        # It must be there before the others bind: without a handler libzmq lets in whoever knows the public key.
+        end = self._context.socket(zmq.REP)
+        end.bind(_ZAP)
+        return end
+
+    def _open(self, kind: int, secret: bytes, hwm: int) -> zmq.Socket[bytes]:
+        end: zmq.Socket[bytes] = self._context.socket(kind)
+        end.sndhwm = hwm
+        end.heartbeat_ivl = 5_000  # ms; a subscriber whose machine vanished is let go
+        end.heartbeat_timeout = 15_000
+        if secret:
+            end.curve_server = 1
+            end.curve_secretkey = secret
+            end.zap_domain = b"streamdec"
+        return end
+
+    def _bind(self, endpoint: str) -> str:
+        """Bind the three sockets in a row and return the first endpoint; port 0 tries until three in a row are free."""
+        wanted = address.resolve(endpoint)
+        ends = (self._results, self._router, self._images)
+        for end in ends:
+            end.ipv6 = "://[" in endpoint
+        for attempt in range(_TRIES):
+            bound: list[str] = []
+            names = wanted
+            try:
+                for i, end in enumerate(ends):
+                    _bind(end, names.endpoints[i])
+                    bound.append(end.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
+                    names = address.resolve(bound[0])
+            except zmq.ZMQError as error:
+                for end, name in zip(ends, bound, strict=False):
+                    end.unbind(name)
+                if wanted.chosen or attempt == _TRIES - 1:
+                    raise _bind_error(names.endpoints[len(bound)], error) from error
+            else:
+                break
+        return bound[0]
+
+
+def make_keys(folder: str | Path, clients: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Make the keys of a feed, or add clients to them. What exists is kept.
+
+    ``folder`` is what ``feed.keys`` names. It holds ``feed.secret`` and ``feed.key`` of the publisher, and
+    ``clients/NAME.key`` of each who may read. For each new client a folder ``NAME`` is made in it, to hand over:
+    ``feed.key``, and ``client.secret``, which nobody else should see. A key is one line of Z85 text (ZeroMQ RFC 32). The
+    list is read when the publisher starts; to shut a client out, delete its key and start again.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it is missing; its mode is set to 0700.
+    clients : sequence of str
+        Names of new clients: letters, digits, ``-`` and ``_``.
+
+    Returns
+    -------
+    tuple of Path
+        The folders to hand over, one per client.
+
+    Raises
+    ------
+    ConfigError
+        Where a name is not allowed, or taken.
+    """
+    folder = Path(folder)
+    listed = folder / "clients"
+    for name in clients:
+        if not name.replace("-", "").replace("_", "").isalnum() or name == "clients":
+            raise ConfigError("client name", got=repr(name), allowed="letters, digits, - and _; not 'clients'")
+        if (folder / name).exists() or (listed / f"{name}.key").exists():
+            raise ConfigError(f"client {name} has keys in {folder} already", do="choose another name, or delete them")
+    listed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    if not (folder / "feed.secret").exists():
+        public, secret = zmq.curve_keypair()
+        _write_key(folder / "feed.secret", secret)
+        _write_key(folder / "feed.key", public)
+    for name in clients:
+        public, secret = zmq.curve_keypair()
+        (folder / name).mkdir(mode=0o700)
+        _write_key(folder / name / "client.secret", secret)
+        _write_key(folder / name / "feed.key", read_key(folder / "feed.key"))
+        _write_key(listed / f"{name}.key", public)
+    return tuple(folder / name for name in clients)
+
+
+def _write_key(path: Path, key: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(key + b"\n")
+
+
+def _read_keys(folder: Path) -> tuple[bytes, frozenset[bytes]]:
+    """Read the publisher's secret key, as Z85, and the public keys that are let in, as 32 raw bytes each."""
+    secret = read_key(folder / "feed.secret")
+    clients = frozenset(z85.decode(read_key(path)) for path in folder.glob("clients/*.key"))
+    if not clients:
+        raise ConfigError(
+            f"no client may read the feed: no key in {folder / 'clients'}", do="`streamdec keys` adds one"
+        )
+    return secret, clients
+
+
+def _readable(end: zmq.Socket[bytes]) -> bool:
+    """Let the socket do its house-keeping, and tell whether a message waits."""
+    return bool(int(end.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _send(end: zmq.Socket[bytes], frames: _Frames) -> None:
+    """Send one message. PUB and ROUTER drop a message, as a whole, for a peer whose queue is full."""
+    last = len(frames) - 1
+    for i, frame in enumerate(frames):
+        end.send(frame, zmq.SNDMORE if i < last else 0, copy=not isinstance(frame, zmq.Frame))
+
+
+def _slot(message: AnyMessage) -> Hashable:
+    """Name the place of a message in the snapshot: one for each topic.
+
+    A session is more than its last change: its start, and of each stream the last description and the last change, are
+    kept apart.
+    """
+    if not isinstance(message, Session):
+        return type(message)
+    described = message.state == "started" or message.eeg is not None or message.markers is not None
+    return Session, message.stream, described
+
+
+def _wire(payload: Buffer) -> bytes | bytearray | memoryview:
+    if isinstance(payload, np.ndarray):
+        return np.ascontiguousarray(payload, payload.dtype.newbyteorder("<")).data
+    return payload
+
+
+def _bind(end: zmq.Socket[bytes], name: str) -> None:
+    if name.startswith("ipc://"):  # libzmq takes a path from whoever listens there, without a word
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(name.removeprefix("ipc://")) == 0:
+                raise zmq.ZMQError(errno.EADDRINUSE)
+    end.bind(name)
+
+
+def _bind_error(name: str, error: zmq.ZMQError) -> FeedError:
+    if error.errno == errno.EADDRINUSE:
+        do = (
+            "stop the program that has it (another `streamdec serve`?) or set feed.endpoint; tcp takes 3 ports in a row"
+        )
+        return FeedError(f"feed: {name} is in use", do=do)
+    why = os.strerror(error.errno) if error.errno else error
+    return FeedError(f"feed: cannot bind {name}", got=why, do="set feed.endpoint to an address of this machine")
