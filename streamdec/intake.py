@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from .acquire.clock import ClockSettings, SampleClock
+from .acquire.inlet import Inlet
 from .acquire.markers import MarkerReader, MarkerSettings, Refused, TriggerReader, TriggerSettings
 from .errors import ConfigError, StreamMismatch
 from .signal.epochs import Epochs, EpochSettings
@@ -266,3 +267,39 @@ class Intake:
     @staticmethod
     def _is_identity(picks: np.ndarray[tuple[int], np.dtype[np.intp]], n_chans: int) -> bool:
         return len(picks) == n_chans and bool(np.all(picks == np.arange(n_chans)))
+
+
+def cut(inlet: Inlet, signal: Signal, settings: IntakeSettings) -> tuple[list[Epoch], list[Ended]]:
+    """Every epoch of a recording, cut as the live loop would have cut it.
+
+    Parameters
+    ----------
+    inlet : Inlet
+        A recording as an inlet, not yet open.
+    signal : Signal
+    settings : IntakeSettings
+
+    Returns
+    -------
+    epochs : list of Epoch
+        In the order the live loop would have decided them.
+    ended : list of Ended
+        Onsets without an epoch, and why.
+    """
+    epochs: list[Epoch] = []
+    ended: list[Ended] = []
+    with inlet:
+        inlet.open(0.0)
+        intake = Intake(signal, inlet.eeg, settings)
+        now = 0.0
+        while (event := inlet.pull(0.0)) is not None:
+            now = event.arrival
+            for output in intake(event):
+                if isinstance(output, Epoch):
+                    epochs.append(output)
+                elif isinstance(output, Ended):
+                    ended.append(output)
+            if isinstance(event, Connection) and event.state == "ended":
+                break
+        ended.extend(intake.close(now))
+    return epochs, ended

@@ -106,6 +106,7 @@ def replay(config: Config, inlet: Inlet, bundle: Bundle, encoders: dict[float, E
     """Run a recording through the loop in this process; return what it published and the account."""
     outlet = MemoryOutlet()
     with inlet:
+        inlet.open(0.0)
         played = session(bundle, inlet, outlet, config, encoders)
         played.start(inlet.eeg, inlet.markers)
         reason = run(inlet, played, lambda: False)

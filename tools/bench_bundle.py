@@ -1,0 +1,44 @@
+"""A bundle for benchmarks: the folded NICE encoder with random weights, and a random gallery. It decodes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.nice import Nice
+from offline.export import to_onnx
+from streamdec.decode import bundle
+from streamdec.decode.gallery import Gallery
+from streamdec.decode.manifest import Calibration, Head, Manifest
+from streamdec.signal.spec import Baseline, Resample, Signal
+
+
+def nice_bundle(path: Path, ch_names: tuple[str, ...], sfreq: float = 1000.0, n_gallery: int = 200, dim: int = 1024) -> Path:
+    """Write the bundle: -0.2..0.799 s at ``sfreq``, baseline, 250 Hz, (n_chans, 250) -> ``dim``, ``n_gallery`` candidates."""
+    torch.manual_seed(0)
+    steps = (Baseline(-0.2, 0.0), Resample(250.0))
+    signal = Signal(ch_names, sfreq, -0.2, 0.799 if sfreq == 1000 else 0.8 - 1 / sfreq, steps=steps)
+    shape = (len(ch_names), 250)
+    model = Nice(*shape, n_features=dim).eval()
+    head = Head(horizon=signal.tmax, encoder="encoder.onnx", shape=shape, dim=dim, calibration=Calibration((1,), (20.0,)))
+    features = np.random.default_rng(0).normal(size=(n_gallery, dim)).astype(np.float32)
+    ids = [str(i + 1) for i in range(n_gallery)]
+    manifest = Manifest(
+        method="nice",
+        citation="random weights, for benchmarks",
+        created="",
+        commit="",
+        config={},
+        seeds=(0,),
+        data="none",
+        simulated=True,
+        signal=signal,
+        channel_sd={},
+        heads=(head,),
+        evidence="none",
+        budgets={"retrieval": 0.05},
+    )
+    encoders = {"encoder.onnx": to_onnx(model.folded(), shape)}
+    return bundle.write(path, manifest, {}, Gallery(features, ids, ids), encoders)
