@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .acquire.lsl import StreamQuery
-from .decode.engine import EngineSettings
+from .decode.engine import Device
 from .decode.evidence import EvidenceSettings
 from .errors import ConfigError
 from .feed.publisher import FeedSettings
@@ -30,6 +30,13 @@ class InletSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     markers: StreamQuery = StreamQuery(type="Markers")
     wait: float = 30.0
     stall: float = 0.25
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How encoders run. ``threads`` within one operation; ``device`` "cpu" or "cuda" (extra ``gpu``)."""
+
+    threads: int = 1
+    device: Device = "cpu"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

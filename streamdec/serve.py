@@ -38,7 +38,7 @@ def engines(bundle: Bundle, config: Config) -> dict[float, Engine]:
     """One warm encoder per horizon."""
     made: dict[float, Engine] = {}
     for head in bundle.manifest.heads:
-        engine = OnnxEngine(bundle.encoder(head), head, config.engine)
+        engine = OnnxEngine(bundle.encoder(head), head, config.engine.threads, config.engine.device)
         engine.warm_up()
         made[head.horizon] = engine
     return made

@@ -18,6 +18,7 @@ from .decode.bundle import Bundle
 from .decode.engine import Engine
 from .decode.evidence import Evidence
 from .decode.gallery import Gallery, rank, top
+from .errors import EngineError
 from .feed import schema
 from .intake import Intake, Notice
 from .signal.chain import Chain
@@ -207,7 +208,12 @@ class Session:
         ready = self._clock()
         key, gallery = epoch.onset.key, self.gallery
         features = self._chains[epoch.horizon](epoch.data)
-        query = self.evidence.query(key, epoch.horizon, features, self._engines[epoch.horizon])
+        try:
+            query = self.evidence.query(key, epoch.horizon, features, self._engines[epoch.horizon])
+        except EngineError as error:
+            if epoch.final:
+                self._end(epoch.onset, "rejected", str(error))
+            return
         encoded = self._clock()
         scores = gallery.scores(query.embedding)
         best = top(scores, self._settings.top_k)
