@@ -2,12 +2,13 @@
 
 Samples are counted, and a robust line through the stamps of the last half minute says when each was taken: the medians
 of half-blocks of 0.05 s, fitted by least squares with a prior on the slope. The line is renewed on a grid counted in
-samples, and a sample gets the line that held before its block: a time never changes once given, and does not depend on how
-the samples were packed. Constant lateness of a device is not estimated; the line lies where offline regression puts it.
+samples, and a sample gets the line that held before its block: a time never changes once given, and does not depend on
+how the samples were packed. Constant lateness of a device is not estimated; the line lies where offline regression puts
+it.
 
-What does not fit the line is late or lost. A stamp later than the stream has ever been late means missing samples, at once;
-a lesser shift that stays for a whole block means the same, found up to 0.2 s later. A gap that is taken back (the stamps
-after it are early again) was lateness, and is remembered as such. On exact stamps a single lost sample shows.
+What does not fit the line is late or lost. A stamp later than the stream has ever been late means missing samples, at
+once; a lesser shift that stays for a whole block means the same, found up to 0.2 s later. A gap that is taken back (the
+stamps after it are early again) was lateness, and is remembered as such. On exact stamps a single lost sample shows.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class ClockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Run(NamedTuple):
     """Samples of a chunk that follow each other without a break.
 
-    ``start``..``stop`` is their slice of the chunk; ``position`` the ring position of the first; ``times`` (n,) float64,
-    LSL clock, non-decreasing within a segment. ``missing`` samples were lost just before it (``position`` counts them).
-    ``new_segment``: nothing connects it to what came before. ``reason`` says why there is a break.
+    ``start``..``stop`` is their slice of the chunk; ``position`` the ring position of the first; ``times`` (n,)
+    float64, LSL clock, non-decreasing within a segment. ``missing`` samples were lost just before it (``position``
+    counts them). ``new_segment``: nothing connects it to what came before. ``reason`` says why there is a break.
     """
 
     start: int
@@ -165,7 +166,7 @@ class SampleClock:
         return self._offset_value
 
     def offset(self, offset: ClockOffset) -> None:
-        """Take a measured clock offset of the stream: it holds for samples yet to come; a large step opens a new segment."""
+        """Take a measured clock offset of the stream; it holds from the next sample on. A large step opens a segment."""
         before, self._offset = self._offset, settled(self._offset, offset)
         moved = 0.0 if before is None else self._offset - before
         self._offset_value = self._offset
@@ -273,10 +274,10 @@ class SampleClock:
         self._break = _Break(missing, False, f"{missing} samples missing", self._line(ahead) + shift)
 
     def _step_back(self, shift: float, ahead: int) -> None:
-        """Note that stamps are early by ``-shift`` s from the sample ``ahead`` of the next: a gap was none, or a clock set."""
+        """Note stamps that are early by ``-shift`` s, from ``ahead`` of the next sample: clock set back, or gap taken back."""
         position, size = self._latest_gap
         self._latest_gap = (-math.inf, 0.0)
-        if self._next + ahead - position <= self._block and -shift > size / 2:
+        if self._next + ahead - position <= self._block and size / 2 < -shift < 2 * size:
             self._lateness = max(self._lateness, size)
             self._break = _Break(0, True, f"late by {size:.3f} s, taken for a gap", self._line(ahead) - size)
             self._judge()
