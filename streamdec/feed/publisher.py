@@ -54,7 +54,7 @@ class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         ``ipc://path``. Whoever can log in on this machine can read a loopback feed; an ``ipc`` path in a folder of mode
         0700 is private.
     encoding : of the headers. JSON is larger, and friendlier to a browser.
-    keys : folder made by :func:`make_keys`. With it the feed is encrypted (CURVE), and only clients on its list read it.
+    keys : folder made by :func:`make_keys`. With it the feed is encrypted (CURVE), for the clients on its list alone.
         Required where ``endpoint`` can be reached from another machine.
     results_hwm : messages of the results lane that wait for one slow subscriber before the newest are dropped for it.
     images_hwm : the same of the images lane.
@@ -262,8 +262,8 @@ def make_keys(folder: str | Path, clients: Sequence[str] = ()) -> tuple[Path, ..
 
     ``folder`` is what ``feed.keys`` names. It holds ``feed.secret`` and ``feed.key`` of the publisher, and
     ``clients/NAME.key`` of each who may read. For each new client a folder ``NAME`` is made in it, to hand over:
-    ``feed.key``, and ``client.secret``, which nobody else should see. A key is one line of Z85 text (ZeroMQ RFC 32). The
-    list is read when the publisher starts; to shut a client out, delete its key and start again.
+    ``feed.key``, and ``client.secret``, which nobody else should see. A key is one line of Z85 text (ZeroMQ RFC 32).
+    The list is read when the publisher starts; to shut a client out, delete its key and start again.
 
     Parameters
     ----------
