@@ -110,16 +110,19 @@ class Zip(Archive):
 
     def __init__(self, path: Path) -> None:
         sizes: dict[str, int] = {}
-        with translated(), zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
+        with translated():
+            self._zip = zipfile.ZipFile(path)  # stays open: its directory is parsed once
+            for info in self._zip.infolist():
                 if info.is_dir():
                     continue
                 if info.filename in sizes:
                     raise BundleError(repr(info.filename), got="twice in the zip", allowed="once")
                 if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
                     raise BundleError(repr(info.filename), got="a link or special file", allowed="regular files")
-                if info.flag_bits & 1:
-                    raise BundleError(repr(info.filename), got="encrypted", allowed="plain")
+                if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BundleError(
+                        repr(info.filename), got="encrypted or packed otherwise", allowed="stored or deflated"
+                    )
                 sizes[info.filename] = info.file_size
             packed = path.stat().st_size
         if sum(sizes.values()) > MAX_ZIP_RATIO * packed:
@@ -132,8 +135,7 @@ class Zip(Archive):
 
     def open(self, name: str) -> BinaryIO:
         """Open a member for reading."""
-        with zipfile.ZipFile(self.path) as archive:
-            return cast("BinaryIO", archive.open(name))  # holds the file open after the archive is closed
+        return cast("BinaryIO", self._zip.open(name))
 
 
 def open_archive(path: Path) -> Archive:

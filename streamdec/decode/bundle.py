@@ -170,6 +170,9 @@ def write(
     path = Path(path)
     if path.exists():
         raise BundleError(f"bundle {path.name}", got="it exists", do="remove it first, or choose another name")
+    wanted = {head.encoder for head in manifest.heads}
+    if encoders.keys() != wanted:
+        raise BundleError("encoders", got=sorted(encoders), allowed=f"what the heads name: {sorted(wanted)}")
     entries = [_Candidate(name, label) for name, label in zip(gallery.ids, gallery.labels, strict=True)]
     contents = dict(encoders)
     for i, (name, picture) in enumerate((thumbnails or {}).items()):
@@ -246,8 +249,10 @@ def _read_content(files: Archive, manifest: Manifest, digest: str) -> Bundle:
         or features.dtype != np.float32
         or features.ndim != 2
         or features.shape[1] != dim
+        or not len(features)
     ):
-        raise BundleError(FEATURES, got=sorted(tensors), allowed=f"one array 'features' (n_candidates, {dim}) float32")
+        got = {key: f"{tensor.dtype} {tensor.shape}" for key, tensor in tensors.items()}
+        raise BundleError(FEATURES, got=got, allowed=f"one array 'features', float32 (1 or more candidates, {dim})")
     candidates = _decode(
         files.load(CANDIDATES, manifest.files[CANDIDATES], MAX_JSON_BYTES), list[_Candidate], CANDIDATES
     )

@@ -234,6 +234,8 @@ def calibrate(
         raise ConfigError(
             "similarities", got=f"shape {values.shape}", allowed="(n_queries, n_candidates), finite, not empty"
         )
+    if np.shape(targets) != (len(values),) or np.min(targets) < 0 or np.max(targets) >= values.shape[1]:
+        raise ConfigError("targets", got=f"shape {np.shape(targets)}", allowed="one candidate's index per query")
     true = values[np.arange(len(values)), targets]
 
     def excess(scale: float) -> float:
@@ -243,6 +245,6 @@ def calibrate(
         return 0.0
     if excess(max_scale) <= 0:
         return max_scale
-    from scipy.optimize import brentq  # only training calibrates: the live loop does without its 20 MB
+    from scipy.optimize import brentq  # only training calibrates: the live loop does without its 50 MB
 
     return float(brentq(excess, 0.0, max_scale, xtol=1e-9))

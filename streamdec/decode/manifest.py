@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -62,6 +63,8 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str = "embeddings"
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.onnx", self.encoder):
+            raise BundleError("head encoder", got=repr(self.encoder), allowed="a plain file name that ends in .onnx")
         if not math.isfinite(self.horizon):
             raise BundleError("head horizon", got=self.horizon, allowed="finite seconds")
         if min(*self.shape, self.dim) < 1:
