@@ -10,12 +10,14 @@ change raises :data:`VERSION`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import FeedError
 from ..types import Candidate, Outcome, StreamInfo
 
 VERSION = 1
@@ -370,3 +372,44 @@ class SnapshotEnd(Message, frozen=True, kw_only=True, tag="end", tag_field="topi
 AnyMessage: TypeAlias = Onset | Retrieval | Epoch | Dropped | Session | Stats | Gallery
 TOPICS: tuple[str, ...] = ("onset", "retrieval", "epoch", "dropped", "session", "stats", "gallery")
 IMAGE_TOPICS: frozenset[str] = frozenset({"gallery"})  # on the images socket: few messages, large ones
+
+_UNTIMED = Timing(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, deadline_met=False)
+_JSON = msgspec.json.Decoder(AnyMessage)
+
+
+def essence(message: AnyMessage) -> bytes:
+    """Reduce a message to what is the same, byte for byte, whenever the same events are played.
+
+    Parameters
+    ----------
+    message : AnyMessage
+
+    Returns
+    -------
+    bytes
+        JSON without the session's id, ``seq`` and timing. Empty for messages that tell of the run rather than of the
+        events: session, stats, gallery, and records that the recorder could not take.
+    """
+    match message:
+        case Retrieval():
+            message = msgspec.structs.replace(message, timing=_UNTIMED)
+        case Onset() | Epoch() | Dropped(what="marker"):
+            pass
+        case _:
+            return b""
+    return msgspec.json.encode(msgspec.structs.replace(message, session="", seq=0))
+
+
+def recorded_essence(headers: Iterable[str | bytes]) -> bytes:
+    """Reduce recorded headers (JSON) as :func:`essence` does, one line for each that leaves anything.
+
+    Raises
+    ------
+    FeedError
+        Where a header is none of this version.
+    """
+    try:
+        return b"\n".join(filter(None, (essence(_JSON.decode(header)) for header in headers)))
+    except msgspec.DecodeError as error:
+        do = "replay it with the streamdec that recorded it"
+        raise FeedError("recorded feed cannot be read", got=str(error), do=do) from error
