@@ -25,8 +25,20 @@ StreamRole = Literal["eeg", "markers"]
 class StreamInfo(msgspec.Struct, frozen=True):
     """What a stream says of itself.
 
-    ``sfreq`` is the nominal rate in Hz, 0 for irregular streams. ``ch_names``, ``ch_types`` and ``units`` have one entry
-    per channel, "" where the header says nothing. ``header`` is the stream's XML header, verbatim.
+    Attributes
+    ----------
+    name : name of the stream.
+    type : LSL type, such as "EEG" or "Markers".
+    n_chans : number of channels.
+    sfreq : Hz; nominal rate, 0 for an irregular stream.
+    dtype : format of its samples, as LSL names it.
+    source_id : id that stays when the source restarts, "" without one.
+    uid : id of this run of the source.
+    hostname : machine of the source.
+    ch_names : one label per channel, "" where the header says nothing.
+    ch_types : one type per channel, "" where the header says nothing.
+    units : one unit per channel, "" where the header says nothing.
+    header : XML header, verbatim.
     """
 
     name: str
@@ -144,7 +156,15 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One gallery entry in a decision. ``score`` is the evidence's cosine; ``probability`` calibrated, over the whole gallery."""
+    """One gallery entry in a decision.
+
+    Attributes
+    ----------
+    id : id of the entry.
+    label : what it shows, in words.
+    score : cosine with the evidence.
+    probability : calibrated, over the whole gallery.
+    """
 
     id: str
     label: str
