@@ -15,7 +15,7 @@ from streamdec.types import ClockOffset
 
 
 def play(stamps, sfreq, chunks=10, clock=None):
-    """Place ``stamps``; return the clock, times and positions per sample, and the breaks as (index, missing, new segment)."""
+    """Place ``stamps``; return the clock, times, positions, and the breaks as (index, missing, new segment)."""
     clock = clock or SampleClock(sfreq)
     sizes = [chunks] * math.ceil(len(stamps) / chunks) if isinstance(chunks, int) else chunks
     times, positions, breaks, i = [], [], [], 0

@@ -166,7 +166,7 @@ class SampleClock:
         return self._offset_value
 
     def offset(self, offset: ClockOffset) -> None:
-        """Take a measured clock offset of the stream; it holds from the next sample on. A large step opens a segment."""
+        """Take a measured clock offset; it holds from the next sample on, and opens a segment if it is far off."""
         before, self._offset = self._offset, settled(self._offset, offset)
         moved = 0.0 if before is None else self._offset - before
         self._offset_value = self._offset
@@ -274,7 +274,7 @@ class SampleClock:
         self._break = _Break(missing, False, f"{missing} samples missing", self._line(ahead) + shift)
 
     def _step_back(self, shift: float, ahead: int) -> None:
-        """Note stamps that are early by ``-shift`` s, from ``ahead`` of the next sample: clock set back, or gap taken back."""
+        """Note stamps that are ``-shift`` s early, the sample ``ahead`` of the next first: a clock set, or no gap."""
         position, size = self._latest_gap
         self._latest_gap = (-math.inf, 0.0)
         if self._next + ahead - position <= self._block and size / 2 < -shift < 2 * size:
