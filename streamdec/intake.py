@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from .acquire.clock import ClockSettings, SampleClock
+from .acquire.clock import ClockSettings, Run, SampleClock
 from .acquire.inlet import Inlet
 from .acquire.markers import MarkerReader, MarkerSettings, Refused, TriggerReader, TriggerSettings
 from .errors import ConfigError, StreamMismatch
@@ -152,7 +152,7 @@ class Intake:
             data = data * self._factor
         for run in self.clock.place(chunk.stamps):
             if run.missing or run.new_segment:
-                self._discontinuity(run.position, run.missing, run.new_segment, run.reason, chunk.arrival, out)
+                self._discontinuity(run, chunk.arrival, out)
             self.ring.write(self.filter(data[:, run.start : run.stop]), run.times)
             if self.trigger is not None:
                 samples = chunk.data[self._trigger_row, run.start : run.stop]
@@ -190,20 +190,18 @@ class Intake:
             self.clock.restart(event.reason or "reconnected")
         return [Notice(event.state, event.stream, event.reason, event.arrival)]
 
-    def _discontinuity(
-        self, position: int, missing: int, new_segment: bool, reason: str, arrival: float, out: list[Output]
-    ) -> None:
-        if missing:
-            self.ring.skip(missing)
-        if new_segment:
-            self.epochs.segment(position, reason)
-        if position == 0:
+    def _discontinuity(self, run: Run, arrival: float, out: list[Output]) -> None:
+        if run.missing:
+            self.ring.skip(run.missing, float(run.times[0]))
+        if run.new_segment:
+            self.epochs.segment(run.position, run.reason)
+        if run.position == 0:
             return
         self.filter.reset()
-        self.epochs.settling(position + self.filter.settling)
+        self.epochs.settling(run.position + self.filter.settling)
         if self.trigger is not None:
             self.trigger.reset()
-        out.append(Notice("gap", "eeg", reason or f"{missing} samples missing", arrival))
+        out.append(Notice("gap", "eeg", run.reason or f"{run.missing} samples missing", arrival))
 
     def _clean(self, epoch: Epoch, arrival: float) -> Epoch | Ended | None:
         """Judge the channels, fill in what may be filled in, bring the epoch to the bundle's channels.

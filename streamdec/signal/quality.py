@@ -36,6 +36,11 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     railed: float = 0.2
     noisy: float | None = None
 
+    @classmethod
+    def off(cls) -> QualitySettings:
+        """Accept every channel without a NaN or an infinity."""
+        return cls(flat=0.0, railed=1.0, noisy=None)
+
 
 class Verdict(msgspec.Struct, frozen=True):
     """What is wrong with an epoch.
