@@ -79,7 +79,7 @@ def content(b: Bundle) -> tuple[Any, ...]:
         b.manifest,
         {name: (array.dtype, array.tobytes()) for name, array in b.arrays.items()},
         (b.gallery.features.tobytes(), b.gallery.ids, b.gallery.labels, b.gallery.kind),
-        [b.encoder(head.horizon) for head in b.manifest.heads],
+        [b.encoder(head) for head in b.manifest.heads],
         [b.thumbnail(name) for name in b.gallery.ids],
     )
 
@@ -147,7 +147,7 @@ def test_reads_what_was_written(path: Path) -> None:
     np.testing.assert_array_equal(b.gallery.features, gallery().features)  # bit for bit
     assert b.gallery.ids == gallery().ids
     assert b.gallery.labels == gallery().labels
-    assert [b.encoder(0.5), b.encoder(1.0)] == [ENCODERS["early.onnx"], ENCODERS["encoder.onnx"]]
+    assert [b.encoder(head) for head in m.heads] == [ENCODERS["early.onnx"], ENCODERS["encoder.onnx"]]
     assert [b.thumbnail(n) for n in (*b.gallery.ids, "nobody")] == [PNG, None, JPG, None, WEBP, None]
     assert "ridge" in repr(b)
 
@@ -239,11 +239,11 @@ def test_a_file_changed_after_reading_is_found_when_it_is_asked_for(tmp_path: Pa
     b = bundle.read(path)
     (path / "encoder.onnx").write_bytes(bytes(1024))
     with pytest.raises(BundleError, match=r"encoder.onnx; got sha256"):
-        b.encoder(1.0)
-    assert b.encoder(0.5) == ENCODERS["early.onnx"]
+        b.encoder(b.manifest.heads[1])
+    assert b.encoder(b.manifest.heads[0]) == ENCODERS["early.onnx"]
     (path / "early.onnx").unlink()
     with pytest.raises(BundleError, match="not there"):
-        b.encoder(0.5)
+        b.encoder(b.manifest.heads[0])
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "manifest.sha256", "gallery.json", "thumbnails/000000.png"])
@@ -372,7 +372,7 @@ def test_a_link_put_in_place_after_reading_is_not_followed(tmp_path: Path) -> No
     (path / "encoder.onnx").rename(tmp_path / "moved")
     (path / "encoder.onnx").symlink_to(tmp_path / "moved")
     with pytest.raises(BundleError, match="cannot be read"):
-        b.encoder(1.0)
+        b.encoder(b.manifest.heads[1])
 
 
 def test_zip_bombs_are_refused_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

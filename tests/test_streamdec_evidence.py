@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamdec.decode.evidence import Evidence, EvidenceSettings, Query, calibrate, softmax
-from streamdec.decode.gallery import Gallery, unit
+from streamdec.decode.gallery import Gallery, top, unit
 from streamdec.decode.manifest import Calibration, EvidenceMode, Head
 from streamdec.errors import BundleError, ConfigError, EngineError
 
@@ -60,15 +60,17 @@ def test_log_probability_is_the_sum_of_the_log_softmax() -> None:
         logits = scale * directions @ (z / np.linalg.norm(z))
         total += logits - np.log(np.exp(logits).sum())
         query = evidence.query("key", 1.0, x[i], encode)
-        decision = evidence.decide(query, gallery.scores(query.embedding), 5)
-        np.testing.assert_allclose(decision.probabilities, np.exp(total) / np.exp(total).sum(), rtol=1e-5)
-        assert decision.top.tolist() == np.argsort(-total)[:5].tolist()
+        scores = gallery.scores(query.embedding)
+        np.testing.assert_allclose(
+            evidence.probabilities(query, scores), np.exp(total) / np.exp(total).sum(), rtol=1e-5
+        )
+        assert top(scores, 5).tolist() == np.argsort(-total)[:5].tolist()
 
     # Candidates that come and go leave it exact: as if they had been there, or not, from the beginning.
     fewer = gallery.remove(["0", "7"])
     left = np.delete(total, [0, 7])
-    decision = evidence.decide(query, fewer.scores(query.embedding), 5)
-    np.testing.assert_allclose(decision.probabilities, np.exp(left) / np.exp(left).sum(), rtol=1e-5)
+    found = evidence.probabilities(query, fewer.scores(query.embedding))
+    np.testing.assert_allclose(found, np.exp(left) / np.exp(left).sum(), rtol=1e-5)
 
 
 def test_none_takes_every_epoch_alone() -> None:
@@ -139,27 +141,24 @@ def test_a_bad_epoch_leaves_the_sums_alone(mode: EvidenceMode, bad: Any) -> None
     assert a.repetitions == b.repetitions == 2
 
 
-def test_decision() -> None:
-    evidence = Evidence("none", [head(scale=4.0)])
+def asked(n: int, weight: float = 1.0) -> Query:
+    return Query(np.ones(DIM, np.float32), 1.0, n, weight)
+
+
+def test_probabilities_use_the_calibration_of_the_count_and_the_weight() -> None:
+    evidence = Evidence("mean", [Head(1.0, "e.onnx", SHAPE, DIM, Calibration((1, 2), (4.0, 6.0)))])
     scores = np.array([0.1, 0.9, 0.1, 0.9, -1.0], dtype=np.float32)
-    decision = evidence.decide(Query(np.ones(DIM, np.float32), 1.0, 1, 1.0), scores, 3)
-    odds = np.exp(4.0 * scores.astype(np.float64))
-    np.testing.assert_allclose(decision.probabilities, odds / odds.sum(), rtol=1e-12)
-    assert decision.top.tolist() == [1, 3, 0]
-    assert [decision.rank_of(i) for i in (0, 1, 2, 3, 4, None)] == [3, 1, 4, 2, 5, None]
-    np.testing.assert_array_equal(decision.scores, scores)
+    for query, scale in ((asked(1), 4.0), (asked(2), 6.0), (asked(9), 6.0), (asked(2, 0.5), 3.0)):
+        odds = np.exp(scale * scores.astype(np.float64))
+        np.testing.assert_allclose(evidence.probabilities(query, scores), odds / odds.sum(), rtol=1e-12)
 
 
 def test_stopping_rule() -> None:
     rule = EvidenceSettings(min_repetitions=2, max_repetitions=4, stop_probability=0.8)
-    evidence = Evidence("mean", [head(scale=1.0)], rule)
-    sure, unsure = np.array([9, 0], np.float32), np.array([0, 0], np.float32)
-
-    def stops(n: int, scores: Any) -> bool:
-        return evidence.decide(Query(np.ones(DIM, np.float32), 1.0, n, 1.0), scores, 1).stop
-
-    assert [stops(n, sure) for n in (1, 2, 3, 4)] == [False, True, True, True]
-    assert [stops(n, unsure) for n in (1, 2, 3, 4)] == [False, False, False, True]
+    evidence = Evidence("mean", [head()], rule)
+    assert [evidence.enough(asked(n), 0.8) for n in (1, 2, 3, 4)] == [False, True, True, True]
+    assert [evidence.enough(asked(n), 0.79) for n in (1, 2, 3, 4)] == [False, False, False, True]
+    assert not Evidence("mean", [head()]).enough(asked(10_000), 0.9)
 
 
 @pytest.mark.parametrize(

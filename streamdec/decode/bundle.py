@@ -94,10 +94,9 @@ class Bundle:
     def __repr__(self) -> str:
         return f"Bundle({self.path.name}, {self.manifest.method}, {self.gallery!r}, {self.hash[:12]})"
 
-    def encoder(self, horizon: float) -> bytes:
-        """Read the ONNX model of the head with this horizon."""
-        name = next(head.encoder for head in self.manifest.heads if head.horizon == horizon)
-        return self._files.load(name, self.manifest.files[name])
+    def encoder(self, head: Head) -> bytes:
+        """Read the ONNX model of one of the manifest's heads."""
+        return self._files.load(head.encoder, self.manifest.files[head.encoder])
 
     def thumbnail(self, name: str) -> bytes | None:
         """Read the picture (PNG, JPEG or WebP) of the candidate with this id, None where there is none."""

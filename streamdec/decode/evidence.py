@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, EngineError
 from ..types import Float32, Float64
-from .gallery import Indices, rank, top, unit
+from .gallery import unit
 from .manifest import EvidenceMode, Head
 
 
@@ -63,24 +63,6 @@ class Query(msgspec.Struct, frozen=True, eq=False):
     horizon: float
     repetitions: int
     weight: float
-
-
-class Decision(msgspec.Struct, frozen=True, eq=False):
-    """How a query compares with every candidate of a gallery.
-
-    ``scores`` (G,) float32 cosines; ``probabilities`` (G,) float64, calibrated, sum 1; ``top`` (k,) indices, best
-    first, ties by lowest index. ``repetitions`` behind it. ``stop``: the stopping rule is met.
-    """
-
-    scores: Float32
-    probabilities: Float64
-    top: Indices
-    repetitions: int
-    stop: bool
-
-    def rank_of(self, index: int | None) -> int | None:
-        """Give the place of a candidate, 1 is best; None for None."""
-        return None if index is None else rank(self.scores, index) + 1
 
 
 class Evidence:
@@ -146,22 +128,27 @@ class Evidence:
         mean, n = self._add(key, head, unit(encode(epoch)))
         return Query(unit(mean), horizon, n, float(np.sqrt(np.vecdot(mean, mean, dtype=np.float64))))
 
-    def decide(self, query: Query, scores: Float32, k: int) -> Decision:
-        """Turn a query's cosines with a gallery into probabilities, the ``k`` best, and whether that is enough.
+    def probabilities(self, query: Query, scores: Float32) -> Float64:
+        """Give every candidate its calibrated probability.
 
         Parameters
         ----------
         query : Query
         scores : array (G,) float32
             As :meth:`.Gallery.scores` gives them for ``query.embedding``; one candidate at least.
-        k : int
-            How many candidates to name; all where G is smaller.
+
+        Returns
+        -------
+        array (G,) float64
+            Their sum is 1.
         """
         scale = self._calibrations[query.horizon].at(query.repetitions) * query.weight
-        probabilities = softmax(scores.astype(np.float64) * scale)
+        return softmax(scores.astype(np.float64) * scale)
+
+    def enough(self, query: Query, probability: float) -> bool:
+        """Tell whether the stopping rule is met, given the best candidate's probability."""
         n, rule = query.repetitions, self.settings
-        sure = n >= rule.min_repetitions and float(probabilities.max()) >= rule.stop_probability
-        return Decision(scores, probabilities, top(scores, k), n, sure or n == rule.max_repetitions)
+        return n == rule.max_repetitions or (n >= rule.min_repetitions and probability >= rule.stop_probability)
 
     def _add(self, key: str, head: int, values: Float32) -> tuple[Float32, int]:
         """Add to the sum of (key, head); return the mean, valid until the next call for this head, and the count."""
