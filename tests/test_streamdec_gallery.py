@@ -29,6 +29,7 @@ def make(n: int, dim: int = 16, seed: int = 0) -> Gallery:
     hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([-1.0, -0.5, -0.0, 0.0, 0.25, 0.5, 1.0])),
     st.integers(-1, 70),
 )
+@settings(deadline=None)
 def test_top_and_rank_equal_a_stable_sort(scores: Any, k: int) -> None:
     order = naive_order(scores)
     assert top(scores, k).tolist() == order[: max(k, 0)]
@@ -36,7 +37,7 @@ def test_top_and_rank_equal_a_stable_sort(scores: Any, k: int) -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 70), st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_equal_candidates_score_equal_bit_for_bit_wherever_they_stand(n: int, dim: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     few = rng.standard_normal((3, dim))
