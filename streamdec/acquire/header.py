@@ -11,6 +11,7 @@ from ..types import StreamInfo
 
 FORMATS = ("float32", "double64", "string", "int32", "int16", "int8", "int64")
 
+_COUNT = re.compile(r"(<channel_count>)[^<]*(</channel_count>)")
 _FORMAT = re.compile(r"(<channel_format>)[^<]*(</channel_format>)")
 
 
@@ -64,19 +65,21 @@ def read_header(xml: str) -> StreamInfo:
     )
 
 
-def write_header(info: StreamInfo, dtype: str | None = None) -> str:
+def write_header(info: StreamInfo, dtype: str | None = None, n_chans: int | None = None) -> str:
     """Return the header of a stream: its own, verbatim, or one made from what ``info`` says.
 
     Parameters
     ----------
     info : StreamInfo
         The stream.
-    dtype : str, optional
-        The channel format to state where it is not ``info.dtype``: a recorder stores what it was handed.
+    dtype, n_chans : optional
+        The channel format and count to state where they are not the stream's: a recorder stores what it was handed.
     """
-    dtype = dtype or info.dtype
+    dtype = info.dtype if dtype is None else dtype
+    n_chans = info.n_chans if n_chans is None else n_chans
     if info.header:
-        return _FORMAT.sub(rf"\g<1>{dtype}\g<2>", info.header, count=1)
+        stated = _FORMAT.sub(rf"\g<1>{dtype}\g<2>", info.header, count=1)
+        return _COUNT.sub(rf"\g<1>{n_chans}\g<2>", stated, count=1)
     channels = "".join(
         f"<channel><label>{_escape(name)}</label><unit>{_escape(unit)}</unit><type>{_escape(kind)}</type></channel>"
         for name, unit, kind in zip(
@@ -86,7 +89,7 @@ def write_header(info: StreamInfo, dtype: str | None = None) -> str:
     desc = f"<channels>{channels}</channels>" if any((*info.ch_names, *info.units, *info.ch_types)) else ""
     return (
         f'<?xml version="1.0"?><info><name>{_escape(info.name)}</name><type>{_escape(info.type)}</type>'
-        f"<channel_count>{info.n_chans}</channel_count><nominal_srate>{info.sfreq!r}</nominal_srate>"
+        f"<channel_count>{n_chans}</channel_count><nominal_srate>{info.sfreq!r}</nominal_srate>"
         f"<channel_format>{dtype}</channel_format><source_id>{_escape(info.source_id)}</source_id>"
         f"<uid>{_escape(info.uid)}</uid><hostname>{_escape(info.hostname)}</hostname><desc>{desc}</desc></info>"
     )

@@ -10,6 +10,7 @@ The recording process imports this module: it must stay light.
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
+from xml.etree import ElementTree
 
 import msgspec
 
@@ -90,3 +91,26 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
 
 
 Entry: TypeAlias = Packet | Text | Offset | Change | Lost
+
+_ENTRIES: msgspec.json.Decoder[list[Entry]] = msgspec.json.Decoder(list[Entry])
+
+
+def read_head(xml: str) -> Head | None:
+    """Read what the header of the event stream says of the session; None when it is not ours."""
+    text = ElementTree.fromstring(xml).findtext("desc/journal")  # noqa: S314  (expat refuses entity bombs)
+    try:
+        head = msgspec.json.decode(text or "", type=Head)
+    except msgspec.DecodeError:
+        return None
+    return head if head.version == VERSION else None
+
+
+def read_entries(texts: list[str]) -> tuple[list[Entry], bool]:
+    """Read the event stream's texts; return the entries up to the first that is damaged, and whether one was."""
+    entries: list[Entry] = []
+    for text in texts:
+        try:
+            entries += _ENTRIES.decode(text)
+        except msgspec.DecodeError:
+            return entries, True
+    return entries, False

@@ -61,7 +61,6 @@ class Recorder:
         path: Path | str,
         eeg: StreamInfo,
         markers: StreamInfo | None,
-        *,
         session: str = "",
         description: str = "{}",
         buffer_bytes: int = 64 << 20,
@@ -121,8 +120,7 @@ class Recorder:
         """Let the process write what waits, finish the file and end; kill it after ``timeout`` seconds. Idempotent."""
         if self._closed:
             return
-        if self._lost:
-            self._put(record_worker.ENTRY, msgspec.json.encode(journal.Lost(self._lost)))
+        self._account()
         self._closed = True
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -144,13 +142,19 @@ class Recorder:
         self.close()
 
     def _put(self, kind: int, *parts: bytes | memoryview) -> None:
-        if self._closed or self._spool.failed:
+        if (
+            self._closed
+            or self._failure
+            or self._spool.failed
+            or not (self._account() and self._spool.put(kind, *parts))
+        ):
             self._drop()
-            return
+
+    def _account(self) -> bool:
+        """Say in the recording what was dropped; return whether that is done."""
         if self._lost and self._spool.put(record_worker.ENTRY, msgspec.json.encode(journal.Lost(self._lost))):
             self._lost = 0
-        if self._lost or not self._spool.put(kind, *parts):
-            self._drop()
+        return not self._lost
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -167,7 +171,7 @@ class Recorder:
             xdf.stream_header(record_worker.FEED, _log_header(journal.FEED, "Feed", "")),
         ]
         if markers is not None:
-            chunks.insert(2, xdf.stream_header(record_worker.MARKERS, write_header(markers, dtype="string")))
+            chunks.insert(2, xdf.stream_header(record_worker.MARKERS, write_header(markers, dtype="string", n_chans=1)))
         try:
             with self.path.open("xb") as file:
                 file.write(b"".join(chunks))
@@ -200,6 +204,7 @@ def _start(
     return subprocess.Popen(  # noqa: S603
         [
             sys.executable,
+            "-P",  # no module is taken from the folder one happens to be in
             "-m",
             record_worker.__name__,
             handle,

@@ -160,7 +160,12 @@ class _File:
 
 def _as_json(header: memoryview) -> bytes:
     """Give a message's header, JSON or msgpack, as JSON."""
-    return bytes(header) if header[0] == ord("{") else msgspec.json.encode(msgspec.msgpack.decode(header))
+    if bytes(header[:1]) == b"{":
+        return bytes(header)
+    try:
+        return msgspec.json.encode(msgspec.msgpack.decode(header))
+    except msgspec.DecodeError:
+        return msgspec.json.encode(bytes(header))  # base64: no message of ours, but not lost
 
 
 def run(spool: Spool, path: Path, n_chans: int, has_markers: bool, ended: threading.Event) -> int:
