@@ -62,16 +62,27 @@ def load(path: Path | None) -> Config:
     """
     if path is None:
         return Config()
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config {path}", got=error.strerror, do="name a TOML file that can be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not TOML", got=str(error)) from error
+    fields = read_toml(path)
     for key in ("bundle", "record"):
         if isinstance(fields.get(key), str) and fields[key]:
             fields[key] = str(path.parent / fields[key])
     return convert(fields, Config, f"config {path}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """TOML file -> plain dictionaries.
+
+    Raises
+    ------
+    ConfigError
+        Not readable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path}", got=error.strerror, do="name a TOML file that can be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not TOML", got=str(error)) from error
 
 
 def convert(fields: dict[str, Any], kind: type[T], where: str) -> T:
