@@ -1,0 +1,173 @@
+"""Run folders and checkpoints: safetensors and JSON, written whole or not at all. Opening one runs no code.
+
+A run folder holds ``run.json`` (method, resolved settings, seed, commit, data and target fingerprints),
+``history.jsonl`` (one line per pass), ``resume.safetensors`` (training state after the last finished pass), and once
+fitted ``encoder.safetensors`` and ``fitted.json``.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from streamdec.decode.manifest import Calibration
+from streamdec.errors import ConfigError, DataError
+
+_T = TypeVar("_T")
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class RunMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a run is: the same of everything here gives the same encoder.
+
+    ``prepared`` and ``targets`` folders, with ``data`` and ``features`` their fingerprints; ``versions`` of Python and
+    the packages that compute.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    prepared: str
+    data: str
+    targets: str
+    features: str
+    commit: str
+    versions: dict[str, str]
+
+
+class FittedMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What fitting found: ``calibration`` of similarity to probability, ``notes`` such as the chosen alpha."""
+
+    calibration: Calibration
+    notes: dict[str, Any] = {}
+
+
+class RunFolder:
+    """A run on disk.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def encoder(self) -> Path:
+        """The trained encoder."""
+        return self.path / "encoder.safetensors"
+
+    @property
+    def resume(self) -> Path:
+        """The training state after the last finished pass."""
+        return self.path / "resume.safetensors"
+
+    def start(self, meta: RunMeta) -> None:
+        """Make the folder, or go on in one that was started with the same settings, data and seed.
+
+        Raises
+        ------
+        ConfigError
+            It holds another run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / "run.json").exists():
+            started = self.read("run.json", RunMeta)
+            for field in ("method", "settings", "seed", "data", "features"):
+                got, was = getattr(meta, field), getattr(started, field)
+                if got != was:
+                    raise ConfigError(
+                        f"{self.path} holds another run", got=f"{field} {got}", allowed=was, do="name another folder"
+                    )
+            return
+        self.write("run.json", meta)
+
+    def write(self, name: str, record: msgspec.Struct) -> None:
+        """Write a record as JSON."""
+        replace(self.path / name, msgspec.json.format(msgspec.json.encode(record), indent=1))
+
+    def read(self, name: str, kind: type[_T]) -> _T:
+        """Read a record.
+
+        Raises
+        ------
+        DataError
+            It is not there, or not what it should be.
+        """
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise DataError(f"{self.path / name}", got=str(error), do="fit it first: streamdec-train fit") from error
+
+    def log(self, entry: Mapping[str, float]) -> None:
+        """Append one line to the history."""
+        with (self.path / "history.jsonl").open("ab") as file:
+            file.write(msgspec.json.encode(entry) + b"\n")
+
+
+def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], state: Any = None) -> None:
+    """Write arrays, and a JSON state beside them, as one safetensors file."""
+    partial = path.with_name(path.name + ".partial")
+    metadata = {"state": msgspec.json.encode(state).decode()}
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata)
+    partial.replace(path)
+
+
+def load(path: Path) -> tuple[Arrays, Any]:
+    """Read what :func:`save` wrote.
+
+    Raises
+    ------
+    DataError
+        The file is not there, or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            state = msgspec.json.decode((file.metadata() or {}).get("state", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, msgspec.DecodeError) as error:
+        raise DataError(f"{path}", got=str(error), do="fit it again") from error
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file, all or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def commit() -> str:
+    """Commit of the checkout that runs, with "+" when it is changed; "" outside of one."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)  # noqa: S603, S607
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that compute."""
+    found = {"python": platform.python_version()}
+    for package in ("streamdec", "numpy", "scipy", "torch", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,295 @@
+"""``streamdec-train``: prepare, features, fit, evaluate, export. The only file of the package that prints or exits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from streamdec.config import convert, read_toml
+from streamdec.errors import ConfigError, StreamdecError
+
+from .methods.registry import NAMES, method
+from .targets.registry import NAMES as TARGETS
+
+if TYPE_CHECKING:
+    from .data.store import Meta, PartName
+    from .evaluate import Evaluation, Retrieval
+    from .progress import Report
+
+_EPILOG = """\
+a first run:
+  streamdec-train prepare things_eeg2 DATA prepared/sub-01 --subject sub-01
+  streamdec-train features prepared/sub-01 gabor targets/gabor
+  streamdec-train fit ridge prepared/sub-01 targets/gabor runs/ridge
+  streamdec-train evaluate runs/ridge
+  streamdec-train export runs/ridge bundles/ridge.zip
+
+exit codes: 0 done, 1 failed while running, 2 wrong call or config
+"""
+_PLAIN_EVERY = 5.0  # seconds between lines in a log
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    out, err = Console(), Console(stderr=True)
+    try:
+        args.run(args, out, err)
+    except StreamdecError as error:
+        if args.debug:
+            raise
+        err.print(f"streamdec-train: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        err.print("streamdec-train: interrupted; the same command goes on where it can", markup=False)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "streamdec-train",
+        description="Train the published decoders, compare them, and export them as bundles for streamdec serve.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prepare = commands.add_parser("prepare", help="a data set -> epochs as the live chain gives them")
+    sets = prepare.add_subparsers(required=True, metavar="DATASET")
+    things = sets.add_parser("things_eeg2", help="THINGS-EEG2, raw layout")
+    things.add_argument("root", type=Path, help="folder above raw_data/ and image_set/")
+    things.add_argument("out", type=Path, help="new folder for the prepared store")
+    things.add_argument("--subject", default="sub-01", help="default: sub-01")
+    things.add_argument(
+        "--config", type=Path, help="TOML, see configs/data/things_eeg2.toml; default: the published recipe"
+    )
+    things.add_argument(
+        "--whitener",
+        choices=("pooled", "session"),
+        help="pooled (default): one for all sessions, can run live; session: one each, as published, offline only",
+    )
+    things.set_defaults(run=_prepare_things)
+    recording = sets.add_parser("recording", help="any recording and a table: marker -> image or class")
+    recording.add_argument("recording", type=Path, help="XDF, or what mne reads")
+    recording.add_argument("table", type=Path, help=".tsv or .csv: columns marker, and image or label")
+    recording.add_argument("out", type=Path, help="new folder for the prepared store")
+    recording.add_argument("--config", type=Path, required=True, help="TOML, see configs/data/recording.toml")
+    recording.add_argument("--train", type=_stretch, metavar="FROM:TO", help="fraction of the recording, such as 0:0.5")
+    recording.add_argument("--test", type=_stretch, metavar="FROM:TO", help="fraction of the recording, such as 0.5:1")
+    recording.set_defaults(run=_prepare_recording)
+
+    features = commands.add_parser("features", help="what EEG is aligned to, for the stimuli of a store")
+    features.add_argument("prepared", type=Path)
+    features.add_argument("encoder", metavar="ENCODER", help=", ".join(TARGETS))
+    features.add_argument("out", type=Path, help="folder for the features; a killed call goes on there")
+    features.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    features.set_defaults(run=_features)
+
+    fit = commands.add_parser("fit", help="fit a method")
+    fit.add_argument("method", choices=NAMES)
+    fit.add_argument("prepared", type=Path)
+    fit.add_argument("targets", type=Path, help="folder of features")
+    fit.add_argument("out", type=Path, help="run folder; a killed call goes on there")
+    fit.add_argument("--config", type=Path, help="TOML, see configs/methods/; default: the published settings")
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    fit.set_defaults(run=_fit)
+
+    evaluate = commands.add_parser("evaluate", help="figures of a run on its test part")
+    evaluate.add_argument("fitted", metavar="run", type=Path)
+    evaluate.add_argument("--prepared", type=Path, help="another store whose test part is used")
+    evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser("export", help="a run -> a bundle that streamdec serve loads")
+    export.add_argument("fitted", metavar="run", type=Path)
+    export.add_argument("out", type=Path, help="new folder or .zip")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _prepare_things(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .data.prepare import Recipe, prepare
+    from .data.things_eeg2 import RECIPE, ThingsEeg2
+
+    recipe = convert(read_toml(args.config), Recipe, f"config {args.config}") if args.config else RECIPE
+    if args.whitener:
+        recipe = msgspec.structs.replace(recipe, whitener=args.whitener)
+    source = ThingsEeg2(args.root, args.subject, recipe)
+    with _progress(err) as report:
+        meta = prepare(source, recipe.whitener, args.out, report)
+    _say_prepared(out, args.out, meta)
+
+
+def _prepare_recording(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .data.prepare import prepare
+    from .data.recording import RecordingSettings, RecordingSource
+
+    settings = convert(read_toml(args.config), RecordingSettings, f"config {args.config}")
+    parts: dict[PartName, tuple[float, float]] = {}
+    if args.train or not args.test:
+        parts["train"] = args.train or (0.0, 1.0)
+    if args.test:
+        parts["test"] = args.test
+    with _progress(err) as report:
+        report(f"playing {args.recording}")
+        source = RecordingSource(args.recording, args.table, settings, parts)
+        meta = prepare(source, settings.recipe.whitener, args.out, report)
+    _say_prepared(out, args.out, meta)
+
+
+def _say_prepared(out: Console, path: Path, meta: Meta) -> None:
+    from .data.store import Prepared
+
+    prepared = Prepared(path)
+    for name, items in meta.items.items():
+        n = len(prepared.part(name).epochs)
+        what = "stimuli" if meta.kind == "stimulus" else "classes"
+        _line(
+            out, f"{path} {name}: {n} epochs of {len(items)} {what}, {meta.shape[0]} channels x {meta.shape[1]} samples"
+        )
+    if meta.offline_only:
+        _line(out, f"offline only: {meta.offline_only}")
+
+
+def _features(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .data.store import Prepared
+    from .targets.registry import encoder
+    from .targets.store import compute
+
+    meta = Prepared(args.prepared).meta
+    items = [item for part in meta.items.values() for item in part]
+    with _progress(err) as report:
+        made = compute(encoder(args.encoder, items, args.device), items, Path(meta.images), args.out, report)
+    _line(out, f"{args.out}: {made.encoder}, {len(made.ids)} rows")
+
+
+def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .data.store import Prepared
+    from .experiment import fit, open_run
+    from .targets.store import Targets
+
+    chosen = method(args.method)
+    settings = convert(read_toml(args.config) if args.config else {}, chosen.settings, f"config {args.config}")
+    with _progress(err) as report:
+        fit(
+            chosen,
+            settings,
+            Prepared(args.prepared),
+            Targets(args.targets),
+            args.out,
+            seed=args.seed,
+            device=args.device,
+            report=report,
+        )
+    _, _, fitted, _ = open_run(args.out)
+    notes = ", ".join(f"{key} {value:.4g}" for key, value in fitted.notes.items())
+    _line(out, f"{args.out}: {chosen.name}, {notes}")
+
+
+def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .checkpoint import RunFolder
+    from .data.store import Prepared
+    from .experiment import evaluate_run
+
+    prepared = Prepared(args.prepared) if args.prepared else None
+    evaluation = evaluate_run(args.fitted, prepared)
+    RunFolder(args.fitted).write("evaluation.json", evaluation)
+    _show(out, evaluation)
+
+
+def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .export import export
+
+    parity = export(args.fitted, args.out)
+    _line(
+        out,
+        f"{args.out}: agrees with the trained encoder on {parity.n_epochs} epochs, error {parity.max_abs_error:.2g}",
+    )
+
+
+def _show(out: Console, evaluation: Evaluation) -> None:
+    data = "simulated data" if evaluation.simulated else "data"
+    title = f"{evaluation.method} on {data} {evaluation.dataset} {evaluation.subject}"
+    table = Table("repetitions", "queries", "top-1 %", "top-5 %", "95 % of top-1", "median rank", "mAP", title=title)
+    for row in (*evaluation.curve, evaluation.single):
+        what = "1, all epochs" if row is evaluation.single else str(row.repetitions)
+        table.add_row(what, *_cells(row))
+    out.print(table)
+    shown = evaluation.averaged or evaluation.single
+    ways = ", ".join(f"{k}-way {100 * share:.1f} %" for k, share in shown.k_way.items())
+    _line(out, f"gallery: {shown.n_candidates} of kind {shown.gallery}, chance {100 * shown.chance:.2g} %; {ways}")
+    for label, value in evaluation.auc.items():
+        _line(out, f"single-epoch AUC of {label}: {value:.4f}")
+    if evaluation.offline_only:
+        _line(out, f"offline only: {evaluation.offline_only}")
+
+
+def _cells(row: Retrieval) -> tuple[str, ...]:
+    low, high = row.top1_interval
+    return (
+        str(row.n_queries),
+        f"{100 * row.top1:.2f}",
+        f"{100 * row.top5:.2f}",
+        f"{100 * low:.2f} to {100 * high:.2f}",
+        f"{row.median_rank:g}",
+        f"{row.mean_average_precision:.4f}",
+    )
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(err: Console) -> Iterator[Report]:
+    """Show a bar on a terminal; in a log a line now and then, and the last one."""
+    if not err.is_terminal:
+        due = -_PLAIN_EVERY
+
+        def say(line: str, done: int = 0, total: int = 0) -> None:
+            nonlocal due
+            now = time.monotonic()
+            if now >= due or not total or done == total:
+                due = now + _PLAIN_EVERY
+                _line(err, line)
+
+        yield say
+        return
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(line: str, done: int = 0, total: int = 0) -> None:
+            bar.update(task, description=line, completed=done, total=total or None)
+
+        yield show
+
+
+def _stretch(text: str) -> tuple[float, float]:
+    start, _, stop = text.partition(":")
+    try:
+        return float(start), float(stop)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: FROM:TO, such as 0:0.5") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

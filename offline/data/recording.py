@@ -1,0 +1,177 @@
+"""Any recording and a table, as a source: the recording is played through the live intake, which cuts the epochs.
+
+The table (.tsv or .csv, with a header) has a column ``marker``, the stimulus key as the marker pattern yields it or
+the marker's whole text, and either ``image`` (a file, relative to the table; the items are stimuli, ``concept`` and
+``label`` may say more) or ``label`` alone (the items are classes). Markers that the table lacks are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from streamdec.acquire.lsl import StreamQuery
+from streamdec.acquire.recording import read
+from streamdec.acquire.replay import ReplayInlet
+from streamdec.errors import ConfigError, DataError
+from streamdec.intake import Intake, IntakeSettings
+from streamdec.types import Connection, Epoch, Float32
+
+from .prepare import Recipe, Run
+from .store import Item, PartName
+
+_TABLE_COLUMNS = ("marker", "image", "label", "concept")
+
+
+class RecordingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a recording is read.
+
+    ``recipe`` how epochs are made; ``intake`` as in the config of ``serve``: markers, unit, quality; ``eeg`` and
+    ``markers`` choose the streams where there are several; ``simulated`` the recording is not of a person.
+    """
+
+    recipe: Recipe
+    intake: IntakeSettings = IntakeSettings()
+    eeg: StreamQuery | None = None
+    markers: StreamQuery | None = None
+    simulated: bool = False
+
+
+class Table(msgspec.Struct, frozen=True):
+    """What the markers mean. ``items`` in the order of the table; ``index`` marker -> item."""
+
+    kind: Literal["stimulus", "class"]
+    items: tuple[Item, ...]
+    index: dict[str, int]
+
+
+def read_table(path: Path) -> Table:
+    """Read a table.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, lacks a column, names a marker twice or an image that is not there.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"table {path}", got=str(error), do="give a .tsv or .csv file with a header") from error
+    columns = set(lines[0]) if lines else set()
+    kind: Literal["stimulus", "class"] = "stimulus" if "image" in columns else "class"
+    if "marker" not in columns or not columns & {"image", "label"} or columns - set(_TABLE_COLUMNS):
+        raise DataError(
+            f"columns of table {path}",
+            got=", ".join(map(str, columns)) or "none",
+            allowed="marker, and image or label; with image also label and concept",
+        )
+    found: dict[str, Item] = {}
+    index: dict[str, int] = {}
+    for number, line in enumerate(lines, 2):
+        marker, image, label = line["marker"], line.get("image") or "", line.get("label") or ""
+        if not marker or marker in index or not (image or label):
+            raise DataError(
+                f"table {path}, line {number}", got=repr(marker), allowed="each marker once, each with a value"
+            )
+        if kind == "stimulus":
+            if not (path.parent / image).is_file():
+                raise DataError(
+                    f"table {path}, line {number}", got=f"no image {image}", allowed="a file beside the table"
+                )
+            item = Item(marker, label or Path(image).stem, line.get("concept") or label or image, image)
+        else:
+            item = Item(label, label, label)
+        found.setdefault(item.id, item)
+        index[marker] = list(found).index(item.id)
+    return Table(kind, tuple(found.values()), index)
+
+
+class RecordingSource:
+    """A recording, as a source.
+
+    Parameters
+    ----------
+    path : Path
+        Anything :func:`streamdec.acquire.recording.read` reads.
+    table : Path
+    settings : RecordingSettings
+    parts : dict of str to (float, float)
+        Stretch of the recording that each part takes, as fractions of its duration: an epoch belongs where its onset
+        lies.
+    """
+
+    dataset = "recording"
+
+    def __init__(
+        self, path: Path, table: Path, settings: RecordingSettings, parts: dict[PartName, tuple[float, float]]
+    ) -> None:
+        for part, (start, stop) in parts.items():
+            if not 0 <= start < stop <= 1:
+                raise ConfigError(f"{part} part", got=f"{start}:{stop}", allowed="from:to, fractions between 0 and 1")
+        self.subject, self._settings, self._parts = path.stem, settings, parts
+        self._recording = read(path)
+        self._table = read_table(table)
+        self.images, self.kind, self.simulated = str(table.parent.resolve()), self._table.kind, settings.simulated
+        self._inlet = ReplayInlet(self._recording, settings.eeg, settings.markers)
+        eeg = self._inlet.eeg
+        trigger = settings.intake.trigger.channel if settings.intake.trigger else None
+        kinds = eeg.ch_types or ("",) * eeg.n_chans
+        names = (
+            name
+            for name, kind in zip(eeg.ch_names, kinds, strict=True)
+            if kind.lower() in ("", "eeg") and name != trigger
+        )
+        self.signal = settings.recipe.signal(tuple(names), eeg.sfreq)
+        self._runs = self._play()
+        self.items = {run.part: self._table.items for run in self._runs}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings."""
+        return {"settings": msgspec.to_builtins(self._settings), "parts": {k: list(v) for k, v in self._parts.items()}}
+
+    def runs(self) -> Iterator[Run]:
+        """One run per part."""
+        return iter(self._runs)
+
+    def _play(self) -> list[Run]:
+        intake = Intake(self.signal, self._inlet.eeg, self._settings.intake)
+        epochs: list[Epoch] = []
+        with self._inlet as inlet:
+            while (event := inlet.pull(0.0)) is not None:
+                epochs += [output for output in intake(event) if isinstance(output, Epoch) and output.final]
+                if isinstance(event, Connection) and event.state == "ended":
+                    break
+        known = [(epoch, self._item(epoch)) for epoch in epochs]
+        shown = [(epoch, item) for epoch, item in known if item is not None]
+        if not shown:
+            texts = ", ".join(sorted({repr(epoch.onset.text) for epoch in epochs})[:5])
+            raise DataError(
+                f"epochs of {self._recording.path}",
+                got=f"{len(epochs)}, none of a marker in the table" + (f" (markers {texts}, ...)" if texts else ""),
+                allowed=", ".join(list(self._table.index)[:5]) + ", ...",
+                do="check table, intake.markers and window",
+            )
+        n_times = intake.ring.end
+        found = []
+        for session, (part, (start, stop)) in enumerate(self._parts.items()):
+            inside = [(e, i) for e, i in shown if start <= e.onset_sample / n_times < stop]
+            data = [e.data for e, _ in inside]
+
+            def cut(block: slice, data: list[Float32] = data) -> Float32:
+                return np.stack(data[block])
+
+            item = np.array([i for _, i in inside], np.int64)
+            position = np.array([e.onset_sample for e, _ in inside], np.int64)
+            found.append(Run(part, session, item, position, cut))
+        return found
+
+    def _item(self, epoch: Epoch) -> int | None:
+        index = self._table.index
+        return index.get(epoch.onset.key, index.get(epoch.onset.text))
