@@ -40,7 +40,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.generic]
 _Frames: TypeAlias = tuple[bytes | zmq.Frame, ...]
 
 _FAREWELL = 200  # ms that close() waits for the last messages to leave
-_MAX_REQUEST = 256  # bytes of one frame of a request
+_MAX_REQUEST = 1024  # bytes of one frame of a request; the CURVE handshake has frames of 300
 _TRIES = 32  # to find three free ports in a row
 _ZAP = "inproc://zeromq.zap.01"
 
@@ -314,9 +314,7 @@ def _read_keys(folder: Path) -> tuple[bytes, frozenset[bytes]]:
     secret = read_key(folder / "feed.secret")
     clients = frozenset(z85.decode(read_key(path)) for path in folder.glob("clients/*.key"))
     if not clients:
-        raise ConfigError(
-            f"no client may read the feed: no key in {folder / 'clients'}", do="`streamdec keys` adds one"
-        )
+        raise ConfigError(f"nobody may read the feed: no key in {folder / 'clients'}", do="`streamdec keys` adds one")
     return secret, clients
 
 

@@ -4,8 +4,8 @@ A message on the wire is ``[topic, header, payload, ...]``: ``header`` is one of
 config), ``payload`` frames are raw bytes that the header's :class:`Payload` entries describe. All times are seconds of
 the LSL clock of the machine that publishes, all durations are seconds, and no number is NaN.
 
-A header has all its fields, always. New topics, and new fields with a default, may come within one version: readers skip
-what they do not know. Any other change raises :data:`VERSION`.
+A header has all its fields, always. New topics, and new fields with a default, may come within one version: readers
+skip what they do not know. Any other change raises :data:`VERSION`.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def parse(frames: Sequence[bytes]) -> Received | SnapshotEnd | None:
         if head.topic not in TOPICS and head.topic != "end":
             return None
         message = (_JSON if is_json else _MSGPACK).decode(header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FeedError("feed message cannot be read", got=str(error)) from error
     if isinstance(message, SnapshotEnd):
         return message
