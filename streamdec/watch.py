@@ -115,8 +115,8 @@ def watch(feed: Subscriber, console: Console, until: Callable[[State], bool] = l
         while not until(state):
             received = feed.receive(1 / _REFRESH)
             state = _refreshed(state, received, feed)
-            for line in lines(state, received):
-                console.print(line, soft_wrap=True, highlight=False)
+            for line in lines(received) if received is not None else ():
+                console.print(line, soft_wrap=True)
         return state
     with Live(get_renderable=lambda: render(state), console=console, refresh_per_second=_REFRESH):
         while not until(state):
@@ -227,10 +227,8 @@ class Lines:
     def __init__(self) -> None:
         self._next_stats = 0.0
 
-    def __call__(self, state: State, received: Received | None) -> list[Text]:
-        """Return the lines to print for ``received``; ``state`` is the state after it."""
-        if received is None:
-            return []
+    def __call__(self, received: Received) -> list[Text]:
+        """Return the lines to print for ``received``."""
         match received.message:
             case Retrieval() as decision if decision.final:
                 best = ", ".join(c.label or c.id for c in decision.candidates[:_TOP])
