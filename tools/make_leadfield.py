@@ -1,7 +1,7 @@
 """Compute the lead field that the simulated subject ships with: a spherical head and dipoles below named electrodes.
 
-Run ``python tools/make_leadfield.py``; it writes streamdec/simulate/leadfield.safetensors. Needs mne. The result is the same on
-every run; it only changes when this file does.
+Run ``python tools/make_leadfield.py``; it writes streamdec/simulate/leadfield.safetensors. Needs mne. The result is the
+same on every run; it only changes when this file does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def dipoles(electrodes: dict[str, np.ndarray], centre: np.ndarray) -> tuple[list
             groups.append(group)
             positions.append(centre + CORTEX * scale * outward)
             orientations.append(outward if direction == "radial" else up / np.linalg.norm(up))
-    # A Fibonacci lattice over the upper two thirds of the sphere, alternately at the cortex and deep, oriented at random.
+    # A Fibonacci lattice over the upper two thirds of the sphere, alternately cortical and deep, oriented at random.
     rng = np.random.default_rng(0)
     height = np.linspace(0.98, -0.35, N_BRAIN)
     azimuth = np.pi * (3 - np.sqrt(5)) * np.arange(N_BRAIN)

@@ -1,7 +1,8 @@
 """A virtual amplifier: plays a simulated subject as LSL streams, in real time.
 
-The EEG stream has 63 labelled channels in microvolt; the marker stream says which image came on (its file, as :meth:`World.ids` has
-it) or ``catch``. A sample is pushed when it has been taken, a marker when its image comes on: never before.
+The EEG stream has 63 labelled channels in microvolt; the marker stream says which image came on (its file, as
+:meth:`World.ids` has it) or ``catch``. A sample is pushed when it has been taken, a marker when its image comes on:
+never before.
 
 Run ``python -m streamdec.simulate.amplifier --help``. It plays until it is stopped.
 """
@@ -53,8 +54,8 @@ def streams(subject: Subject, name: str = "simulated") -> tuple[StreamInfo, Stre
 
 
 def blocks(subject: Subject, seed: int = 0, n_images: int | None = None) -> Iterator[Schedule]:
-    """Show the first ``n_images`` test images (all when None) in random order, and again in another, for ever."""
-    images = np.arange(subject.world.n_images("test"))[:n_images]
+    """Show ``n_images`` of the test images (all when None) in random order, and again in another, for ever."""
+    images = np.random.default_rng(seed).permutation(subject.world.n_images("test"))[:n_images]
     for block in itertools.count():
         yield rsvp("test", images, seed=(seed, block), sfreq=subject.sfreq)
 
@@ -112,18 +113,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m streamdec.simulate.amplifier",
         description="Play a simulated subject as an LSL EEG stream and a marker stream, until stopped.",
     )
-    parser.add_argument("--name", default="simulated", help="name of the EEG stream; markers are on NAME-markers [%(default)s]")
+    parser.add_argument(
+        "--name", default="simulated", help="name of the EEG stream; NAME-markers is the other [%(default)s]"
+    )
     parser.add_argument("--subject", type=int, default=0, help="seed of the subject [%(default)s]")
-    parser.add_argument("--session", type=int, default=0, help="session: another one has other noise and order [%(default)s]")
+    parser.add_argument("--session", type=int, default=0, help="another has other noise and order [%(default)s]")
     parser.add_argument("--world", type=int, default=0, help="seed of the image world [%(default)s]")
-    parser.add_argument("--images", type=int, default=200, help="test images to show [%(default)s]")
+    parser.add_argument("--images", type=int, default=200, help="how many of the 200 test images to show [%(default)s]")
     parser.add_argument("--sfreq", type=float, default=1000.0, help="rate in Hz [%(default)g]")
     options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    subject = Subject(World(options.world, n_train=1, n_test=options.images), options.subject, sfreq=options.sfreq)
-    play(subject, blocks(subject, options.session), name=options.name, session=options.session, stop=stop)
+    subject = Subject(World(options.world), options.subject, sfreq=options.sfreq)
+    schedules = blocks(subject, options.session, options.images)
+    play(subject, schedules, name=options.name, session=options.session, stop=stop)
 
 
 def _wait(until: float) -> None:

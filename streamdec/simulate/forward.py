@@ -1,12 +1,12 @@
 """From an image to the response it evokes on the scalp: a linear-nonlinear model of simulated sources.
 
-Occipital sources answer early (P1, N1, P2: 60 to 300 ms) to the low-level features of their half of the image; temporal sources answer
-later (200 to 700 ms) to what the image shows. A source's moment in one component is
+Occipital sources answer early (P1, N1, P2: 60 to 300 ms) to the low-level features of their half of the image; temporal
+sources answer later (200 to 700 ms) to what the image shows. A source's moment in one component is
 
     moment = mean * (1 + CONTRAST * drive),    drive = sqrt(1 - IDIOSYNCRASY**2) * linear + IDIOSYNCRASY * nonlinear
 
-where both parts have unit variance over images. The nonlinear part is as reproducible as the linear one, but a linear decoder
-cannot carry it over to new images: it is what keeps the accuracy on well averaged data away from 100 %.
+where both parts have unit variance over images. The nonlinear part is as reproducible as the linear one, but a linear
+decoder cannot carry it over to new images: it is what keeps the accuracy on well averaged data away from 100 %.
 
 CONTRAST and IDIOSYNCRASY are set by tools/calibrate_difficulty.py, see :mod:`.subject` for what a decoder reaches.
 """
@@ -23,8 +23,8 @@ from ..types import Float32
 from . import features, leadfield
 from .world import Split, World
 
-CONTRAST = 0.6
-IDIOSYNCRASY = 0.6
+CONTRAST = 1.5
+IDIOSYNCRASY = 0.83
 DURATION = 0.8
 """Seconds after the onset at which every response is over."""
 
@@ -33,7 +33,7 @@ _BEND = 3.0  # how fast the nonlinear drive turns with its input; at 3 its linea
 
 
 class Component(NamedTuple):
-    """A deflection of one group of sources: ``latency`` and ``width`` (standard deviation) in s, mean ``moment`` in nAm."""
+    """A deflection of one group: ``latency`` and ``width`` (standard deviation) in s, mean ``moment`` in nAm."""
 
     group: leadfield.Group
     latency: float
@@ -68,37 +68,33 @@ class Forward:
         self.n_times = Rate(sfreq).to_samples(DURATION)
         times = np.arange(self.n_times) / sfreq
         slower, stronger = rng.uniform(-0.010, 0.010), rng.uniform(0.85, 1.15)
-        gains, kernels, moments, groups = [], [], [], []
+        gains, kernels, moments = [], [], []
+        groups: list[leadfield.Group] = []
         for component in COMPONENTS:
             gain = leadfield.gain(component.group)
             n = gain.shape[1]
-            latency = component.latency + slower + rng.normal(0, 0.006, n)
-            width = component.width * rng.uniform(0.85, 1.15, n)
+            latency = component.latency + slower + rng.normal(0, 0.006, (n, 1))
+            width = component.width * rng.uniform(0.85, 1.15, (n, 1))
             gains.append(gain)
-            kernels.append(np.exp(-(((times - latency[:, None]) / width[:, None]) ** 2) / 2))
+            kernels.append(np.exp(-(((times - latency) / width) ** 2) / 2))
             moments.append(np.full(n, stronger * component.moment))
             groups += [component.group] * n
         self._gain = np.concatenate(gains, axis=1)
         self._kernels = np.concatenate(kernels).astype(np.float32)
         self._mean = np.concatenate(moments).astype(np.float32)
-        early = np.array(groups) == "occipital"
-        self._drives = [
-            (early, _Drive(_retinotopic(rng, int(early.sum())), rng, *_reference("low_level"))),
-            (
-                ~early,
-                _Drive(
-                    rng.standard_normal((_reference("semantic")[0].size, (~early).sum())), rng, *_reference("semantic")
-                ),
-            ),
-        ]
+        self._early = np.array(groups) == "occipital"
+        n_early, n_late = int(self._early.sum()), int((~self._early).sum())
+        semantic = rng.standard_normal((_reference("semantic")[0].size, n_late)).astype(np.float32)
+        self._low_level = _Drive(_retinotopic(rng, n_early), rng, *_reference("low_level"))
+        self._semantic = _Drive(semantic, rng, *_reference("semantic"))
 
     def moments(self, world: World, split: Split) -> Float32:
         """Moment of every source and component for every image of a split: (n_images, n_sources) float32, nAm."""
-        inputs = world.low_level(split), world.attributes(split)[:, : world.n_semantic]
-        out = np.empty((world.n_images(split), len(self._mean)), np.float32)
-        for (which, drive), x in zip(self._drives, inputs, strict=True):
-            out[:, which] = self._mean[which] * (1 + CONTRAST * drive(x))
-        return out
+        drive = np.empty((world.n_images(split), len(self._mean)), np.float32)
+        drive[:, self._early] = self._low_level(world.low_level(split))
+        drive[:, ~self._early] = self._semantic(world.attributes(split)[:, : world.n_semantic])
+        moments: Float32 = self._mean * (1 + CONTRAST * drive)
+        return moments
 
     @property
     def mean_moments(self) -> Float32:
@@ -131,27 +127,27 @@ class _Drive:
         self._mean, self._std = mean, std
         z = (reference - mean) / std
         self._linear = weights / (z @ weights).std(axis=0)
-        bent = rng.standard_normal(weights.shape)
+        bent = rng.standard_normal(weights.shape).astype(np.float32)
         self._bent = _BEND * bent / (z @ bent).std(axis=0)
         self._phase = rng.uniform(0, 2 * np.pi, weights.shape[1])
 
     def __call__(self, x: Float32) -> Float32:
         z = (x - self._mean) / self._std
         nonlinear = np.sqrt(2) * np.cos(z @ self._bent + self._phase)
-        drive: Float32 = np.sqrt(1 - IDIOSYNCRASY**2) * (z @ self._linear) + IDIOSYNCRASY * nonlinear
-        return drive
+        drive = np.sqrt(1 - IDIOSYNCRASY**2) * (z @ self._linear) + IDIOSYNCRASY * nonlinear
+        return np.asarray(drive, np.float32)
 
 
 @cache
 def _reference(kind: str) -> tuple[Float32, Float32, Float32]:
-    """Mean, deviation and values of the features over 200 images: what sets the scale, the same for every world and subject."""
+    """Features of 200 images that set the scale for every world and subject: mean, deviation, values."""
     world = World(0, n_train=1, images_per_concept=1, n_test=200)
     x = world.low_level("test") if kind == "low_level" else world.attributes("test")[:, : world.n_semantic]
     return x.mean(axis=0), x.std(axis=0) + 1e-6, x
 
 
 def _retinotopic(rng: np.random.Generator, n: int) -> Float32:
-    """Random weights (240, n) of the low-level features, strong near each source's receptive field, in the other hemifield."""
+    """Draw weights (240, n) of the low-level features, strong near a place in the other hemifield."""
     side = leadfield.positions("occipital")[:, 0]
     side = np.tile(side, n // len(side))
     centre_x = np.where(np.abs(side) < 0.01, rng.uniform(-0.3, 0.3, n), -np.sign(side) * rng.uniform(0.1, 0.7, n))
@@ -163,4 +159,4 @@ def _retinotopic(rng: np.random.Generator, n: int) -> Float32:
         distance = (place[:, None, None] - centre_y) ** 2 + (place[:, None] - centre_x) ** 2
         field = np.exp(-distance / (2 * _RECEPTIVE_FIELD**2))  # (row, column, source)
         weights.append((rng.standard_normal((*shape, n)) * field).reshape(-1, n))
-    return np.concatenate(weights)
+    return np.concatenate(weights).astype(np.float32)

@@ -1,7 +1,8 @@
 """Noise that looks like EEG, as an endless stream.
 
-Background activity of 64 dipoles with a 1/f spectrum, an alpha rhythm that waxes and wanes over the back of the head, blinks, line hum,
-slow electrode drift and amplifier noise. All but the last three go through the lead field, so channels correlate as on a real head.
+Background activity of 64 dipoles with a 1/f spectrum, an alpha rhythm that waxes and wanes over the back of the head,
+blinks, line hum, slow electrode drift and amplifier noise. All but the last three go through the lead field, so
+channels correlate as on a head.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class _Coloured:
 
 
 def _pink(sfreq: float) -> Float64:
-    """Power ~ 1 / f ** SLOPE: first-order poles two octaves apart, each followed by a zero that undoes the part of its fall too many."""
+    """Make power ~ 1 / f ** SLOPE: poles two octaves apart, zeros between them to take back the fall too many."""
     poles = CORNER * 4.0 ** np.arange(np.ceil(np.log(sfreq / 2 / CORNER) / np.log(4)))
     zeros = poles * 4 ** (SLOPE / 2)
     z, p = (np.exp(-2 * np.pi * f / sfreq) for f in (zeros, poles))
@@ -147,7 +148,7 @@ def _pink(sfreq: float) -> Float64:
 
 
 def _resonance(freq: float, sfreq: float, width: float = 1.5) -> Float64:
-    """A resonance ``width`` Hz wide: white noise through it waxes and wanes on the scale of 1 / width."""
+    """Make a resonance ``width`` Hz wide: white noise through it waxes and wanes on the scale of 1 / width."""
     radius, angle = np.exp(-np.pi * width / sfreq), 2 * np.pi * freq / sfreq
     return np.array([[1.0, 0.0, -1.0, 1.0, -2 * radius * np.cos(angle), radius**2]])
 

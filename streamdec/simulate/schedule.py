@@ -1,10 +1,12 @@
 """What is shown when: rapid serial visual presentation as in THINGS-EEG2 (Gifford et al. 2022).
 
-Images follow each other every 200 ms in sequences of 20, with a blank before and a pause after each; 6 of 56 sequences hold one catch
-image that the subject looks out for.
+Images follow each other every 200 ms in sequences of 20, with a blank before and a pause after each; 6 of 56 sequences
+hold one catch image that the subject looks out for.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import msgspec
 import numpy as np
@@ -23,8 +25,8 @@ TARGET = 99999
 class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When images follow each other.
 
-    ``soa`` stimulus onset asynchrony, s; ``per_sequence`` images in a sequence; ``before`` blank before and ``after`` pause (response and
-    inter-trial) after a sequence, s; ``targets`` share of the sequences with a catch image.
+    ``soa`` stimulus onset asynchrony, s; ``per_sequence`` images in a sequence; ``before`` blank before and ``after``
+    pause (response and inter-trial) after a sequence, s; ``targets`` share of the sequences with a catch image.
     """
 
     soa: float = 0.2
@@ -37,8 +39,8 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Schedule(msgspec.Struct, frozen=True, eq=False):
     """The presentations of one run.
 
-    ``samples`` (n,) onsets, samples from the run's start at ``sfreq`` Hz, ascending; ``codes`` (n,) what is shown: 1 for the split's first
-    image, 2 for the second, ..., or TARGET; ``n_times`` samples of the run.
+    ``samples`` (n,) onsets, samples from the run's start at ``sfreq`` Hz, ascending; ``codes`` (n,) what is shown: 1
+    for the split's first image, 2 for the second, ..., or TARGET; ``n_times`` samples of the run.
     """
 
     split: Split
@@ -92,7 +94,7 @@ def rsvp(
         )
     rng = np.random.default_rng(seed)
     rounds = [rng.permutation(shown + 1) for _ in range(repetitions)]
-    for last, following in zip(rounds, rounds[1:], strict=False):
+    for last, following in itertools.pairwise(rounds):
         if last[-1] == following[0]:
             following[[0, -1]] = following[[-1, 0]]
     codes = np.concatenate(rounds)

@@ -38,7 +38,10 @@ class Subject:
         self._moments: dict[Split, Float32] = {}
 
     def evoked(self, split: Split, images: Sequence[int]) -> Float32:
-        """Compute the noise-free responses to ``images`` (0-based): (n, 63, n_times) float32, microvolt, 0..0.8 s after the onset."""
+        """Compute the noise-free responses to ``images`` (0-based).
+
+        (n, 63, n_times) float32, microvolt, referenced to Fz, 0..0.8 s after the onset.
+        """
         return self._forward.evoked(self._all_moments(split)[np.asarray(images, np.int64)])
 
     def noise(self, session: int = 0) -> Noise:

@@ -1,4 +1,4 @@
-"""Writes simulated subjects the way THINGS-EEG2 lies on disk (Gifford et al. 2022), so that the real loader can be run on them.
+"""Writes simulated subjects as THINGS-EEG2 lies on disk (Gifford et al. 2022), so that the real loader can read them.
 
 ::
 
@@ -10,8 +10,9 @@
     eeg_dataset/raw_data/sub-01/ses-01/raw_eeg_training.npy, raw_eeg_test.npy ...
     SIMULATED.txt               not in the original: says that nobody was recorded
 
-The .npy files hold pickled dictionaries, as the originals do. Raw data are volts in float64, 63 channels in the amplifier's order and the
-trigger channel ``stim``, whose impulses are 1 for the first image of the split, 2 for the second, ..., 99999 for a catch image.
+The .npy files hold pickled dictionaries, as the originals do. Raw data are volts in float64, 63 channels in the
+amplifier's order and the trigger channel ``stim``, whose impulses are 1 for the first image of the split, 2 for the
+second, ..., 99999 for a catch image.
 """
 
 from __future__ import annotations
@@ -31,18 +32,21 @@ from .schedule import Int64, Schedule, Timing, rsvp
 from .subject import Subject
 from .world import SPLITS, World
 
-RAW_ORDER: tuple[str, ...] = tuple(
-    (
-        "Fp1 F3 F7 FT9 FC5 FC1 C3 T7 TP9 CP5 CP1 Pz P3 P7 O1 Oz O2 P4 P8 TP10 CP6 CP2 Cz C4 T8 FT10 FC6 FC2 F4 F8 Fp2 "
-        "AF7 AF3 AFz F1 F5 FT7 FC3 FCz C1 C5 TP7 CP3 P1 P5 PO7 PO3 POz PO4 PO8 P6 P2 CPz CP4 TP8 C6 C2 FC4 FT8 F6 F2 "
-        "AF4 AF8"
-    ).split()
+# fmt: off
+# fmt: off
+RAW_ORDER: tuple[str, ...] = (
+    "Fp1", "F3", "F7", "FT9", "FC5", "FC1", "C3", "T7", "TP9", "CP5", "CP1", "Pz", "P3", "P7", "O1", "Oz", "O2",
+    "P4", "P8", "TP10", "CP6", "CP2", "Cz", "C4", "T8", "FT10", "FC6", "FC2", "F4", "F8", "Fp2", "AF7", "AF3",
+    "AFz", "F1", "F5", "FT7", "FC3", "FCz", "C1", "C5", "TP7", "CP3", "P1", "P5", "PO7", "PO3", "POz", "PO4",
+    "PO8", "P6", "P2", "CPz", "CP4", "TP8", "C6", "C2", "FC4", "FT8", "F6", "F2", "AF4", "AF8",
 )
+# fmt: on
+# fmt: on
 """The 63 channels in the order of the raw files."""
 
 _FOLDERS = {"train": "training_images", "test": "test_images"}
-_ABOUT = """Simulated by streamdec. Nobody was recorded and nothing was photographed: images, responses and noise are made by a
-program. A figure obtained on these files is a simulated figure.
+_ABOUT = """Simulated by streamdec. Nobody was recorded and nothing was photographed: images, responses and noise
+are made by a program. A figure obtained on these files is a simulated figure.
 """
 
 
@@ -99,7 +103,7 @@ def write(
 
 
 def training_images(world: World, session: int) -> Int64:
-    """Choose what a session (0-based) shows: the images of half of the concepts, drawn anew for every pair of sessions."""
+    """Choose what a session (0-based) shows: images of half of the concepts, drawn anew for every pair of sessions."""
     pair, half = divmod(session, 2)
     concepts = np.random.default_rng([world.seed, 5, pair]).permutation(len(world.concepts("train")))
     chosen = np.sort(concepts[half::2])
@@ -134,8 +138,8 @@ def write_images(root: Path | str, world: World) -> None:
         metadata[f"{split}_img_concepts_THINGS"] = [f"{number[name]:05d}_{name}" for name in names]
         metadata[f"{split}_img_files"] = list(files)
     _save(folder / "image_metadata.npy", metadata)
-    with (folder / "image_attributes.tsv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+    with (folder / "image_attributes.tsv").open("w", newline="", encoding="utf-8") as out:
+        table = csv.writer(out, delimiter="\t", lineterminator="\n")
         table.writerow(("file", *world.attribute_names))
         table.writerows(rows)
 
