@@ -20,7 +20,8 @@ from ..types import Float32, Float64
 from .rate import nearest
 from .spec import Baseline, Clamp, Drop, Pick, Reference, Resample, Scale, Signal, Standardise, Step, Whiten
 
-_TimeStep: TypeAlias = Callable[[Float32], Float32]
+# (n_chans, n_times) float32 -> the same kind of array
+_Run: TypeAlias = Callable[[Float32], Float32]
 
 
 class Chain:
@@ -56,7 +57,7 @@ class Chain:
         fold = _Fold(signal.ch_names, signal.sfreq, first / signal.sfreq, n_times)
         for step in signal.steps:
             fold.add(step, arrays)
-        self._blocks = fold.close()
+        self._runs = fold.close()
         self.ch_names, self.sfreq, self.tmin = fold.ch_names, fold.sfreq, fold.tmin
         self.shape = (len(fold.ch_names), fold.n_times)
 
@@ -80,62 +81,39 @@ class Chain:
         out = np.empty((*epochs.shape[:-2], *self.shape), np.float32)
         for index in np.ndindex(epochs.shape[:-2]):
             epoch = np.ascontiguousarray(epochs[index], np.float32)
-            for block in self._blocks:
-                epoch = block(epoch)
+            for run in self._runs:
+                epoch = run(epoch)
             out[index] = epoch
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Steps up to a clamp: ``matrix @ epoch + offset`` and the steps on time."""
-
-    matrix: Float32 | None
-    offset: Float32 | None
-    times: tuple[_TimeStep, ...]
-    limit: float
-
-    def __call__(self, epoch: Float32) -> Float32:
-        shrinks = self.matrix is not None and self.matrix.shape[0] < self.matrix.shape[1]
-        if self.matrix is not None and shrinks:
-            epoch = self.matrix @ epoch
-        for step in self.times:
-            epoch = step(epoch)
-        if self.matrix is not None and not shrinks:
-            epoch = self.matrix @ epoch
-        if self.offset is not None:
-            epoch = epoch + self.offset
-        return epoch if self.limit == math.inf else np.clip(epoch, -self.limit, self.limit)
-
-
 class _Fold:
-    """Reads steps one after the other and folds them into blocks."""
+    """Reads steps one after the other; those on channels gather in one matrix and one offset until a clamp."""
 
     def __init__(self, ch_names: Sequence[str], sfreq: float, tmin: float, n_times: int) -> None:
         self.ch_names, self.sfreq, self.tmin, self.n_times = tuple(ch_names), sfreq, tmin, n_times
-        self._blocks: list[_Block] = []
+        self._runs: list[_Run] = []
         self._begin()
 
     def _begin(self) -> None:
         self._matrix: Float64 = np.eye(len(self.ch_names))
         self._offset: Float64 = np.zeros(len(self.ch_names))
-        self._times: list[_TimeStep] = []
+        self._times: list[_Run] = []
 
-    def close(self) -> tuple[_Block, ...]:
-        self._end(math.inf)
-        return tuple(self._blocks)
+    def close(self) -> tuple[_Run, ...]:
+        self._end()
+        return tuple(self._runs)
 
-    def _end(self, limit: float) -> None:
+    def _end(self) -> None:
         n_out, n_in = self._matrix.shape
-        plain = n_out == n_in and np.array_equal(self._matrix, np.eye(n_in))
-        self._blocks.append(
-            _Block(
-                None if plain else self._matrix.astype(np.float32),
-                self._offset[:, None].astype(np.float32) if self._offset.any() else None,
-                tuple(self._times),
-                limit,
-            )
-        )
+        if n_out != n_in or not np.array_equal(self._matrix, np.eye(n_in)):
+            # Where least is left to multiply, but behind a baseline: offsets of millivolts cost float32 its digits.
+            baselines = [at for at, run in enumerate(self._times) if isinstance(run, _Baseline)]
+            at = len(self._times) if n_out >= n_in else baselines[0] + 1 if baselines else 0
+            self._times.insert(at, _Product(self._matrix.astype(np.float32)))
+        self._runs += self._times
+        if self._offset.any():
+            self._runs.append(_Shift(self._offset[:, None].astype(np.float32)))
 
     def add(self, step: Step, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         n_chans = len(self.ch_names)
@@ -187,7 +165,8 @@ class _Fold:
             case Clamp(limit):
                 if not limit > 0:
                     raise ConfigError("step clamp: limit", got=limit, allowed="above 0")
-                self._end(limit)
+                self._end()
+                self._runs.append(_Clip(limit))
                 self._begin()
 
     def _left(self, matrix: Float64) -> None:
@@ -213,6 +192,30 @@ def _array(arrays: Mapping[str, npt.NDArray[Any]], name: str, step: str, shape: 
     if not np.isfinite(array).all():
         raise ConfigError(f"step {step}: array {name!r}", got="NaN or infinite values", allowed="finite values")
     return array
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    matrix: Float32
+
+    def __call__(self, epoch: Float32) -> Float32:
+        return self.matrix @ epoch
+
+
+@dataclass(frozen=True, slots=True)
+class _Shift:
+    offset: Float32
+
+    def __call__(self, epoch: Float32) -> Float32:
+        return epoch + self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    limit: float
+
+    def __call__(self, epoch: Float32) -> Float32:
+        return np.clip(epoch, -self.limit, self.limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,8 +161,7 @@ class _LineFit:
 
     The regressors do not depend on the data, so neither do the normal equations: seen from the newest sample they
     change only while the memory fills. What is left per sample are one-section filters, the correlations with the
-    regressors, and a product with a row of gains. A prior worth one cycle of the line keeps the first cycles from
-    fitting everything.
+    regressors, and a product with a row of gains. A prior worth a tenth of a cycle makes the first samples solvable.
     """
 
     def __init__(self, settings: LineNoise, sfreq: float, n_chans: int) -> None:
@@ -179,7 +178,9 @@ class _LineFit:
             poles = [1.0, -2 * forget * math.cos(angle), forget**2]
             sections += [[1.0, -forget * math.cos(angle), 0.0, *poles], [0.0, forget * math.sin(angle), 0.0, *poles]]
         self._sections = [np.array([section]) for section in sections]
-        self._gains = _line_gains(freqs, sfreq, forget, prior=sfreq / settings.freq, n_times=math.ceil(10 * memory))
+        self._gains = _line_gains(
+            freqs, sfreq, forget, prior=0.1 * sfreq / settings.freq, n_times=math.ceil(10 * memory)
+        )
         self.settling = math.ceil(2 * memory)
         self._states = np.zeros((len(sections), n_chans, 1, 2))
         self._origin = np.zeros((n_chans, 1))
