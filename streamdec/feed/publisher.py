@@ -41,6 +41,7 @@ _Frames: TypeAlias = tuple[bytes | zmq.Frame, ...]
 
 _FAREWELL = 200  # ms that close() waits for the last messages to leave
 _MAX_REQUEST = 1024  # bytes of one frame of a request; the CURVE handshake has frames of 300
+_LARGE = 65_536  # bytes
 _TRIES = 32  # to find three free ports in a row
 _ZAP = "inproc://zeromq.zap.01"
 
@@ -157,7 +158,7 @@ class Publisher:
         seq = self._seqs[topic] = self._seqs.get(topic, 0) + 1
         message = msgspec.structs.replace(message, session=self.session, seq=seq)
         header = self._encoder.encode(message)
-        frames: _Frames = (topic.encode(), header, *(zmq.Frame(_wire(payload), copy=True) for payload in payloads))
+        frames = (topic.encode(), _frame(header), *map(_frame, payloads))
         _send(self._images if topic in IMAGE_TOPICS else self._results, frames)
 
         slot = _slot(message)
@@ -342,10 +343,11 @@ def _slot(message: AnyMessage) -> Hashable:
     return Session, message.stream, described
 
 
-def _wire(payload: Buffer) -> bytes | bytearray | memoryview:
-    if isinstance(payload, np.ndarray):
-        return np.ascontiguousarray(payload, payload.dtype.newbyteorder("<")).data
-    return payload
+def _frame(content: Buffer) -> bytes | zmq.Frame:
+    """Copy ``content``: if large, into memory of libzmq's that all queues share; if small, bytes are quicker."""
+    if isinstance(content, np.ndarray):
+        content = content.astype(content.dtype.newbyteorder("<"), copy=False).tobytes()
+    return bytes(content) if memoryview(content).nbytes < _LARGE else zmq.Frame(content, copy=True)
 
 
 def _bind(end: zmq.Socket[bytes], name: str) -> None:

@@ -153,6 +153,8 @@ class Subscriber:
     def __iter__(self) -> Iterator[Received]:
         """Iterate over the messages until the session ends. Iterating again goes on with the next session.
 
+        Images come by a socket of their own: one that was sent just before the end may come after it, and stay unread.
+
         Raises
         ------
         FeedError
