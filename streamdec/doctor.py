@@ -84,7 +84,7 @@ def _listen(inlet: Inlet, bundle: Bundle | None, config: Config, seconds: float)
     intake = None
     if bundle is not None:
         manifest = bundle.manifest
-        intake = Intake(manifest.signal, inlet.eeg, config.intake, (), manifest.statistics)
+        intake = Intake(manifest.signal, inlet.eeg, config.intake, (), manifest.channel_sd)
         if intake.map.missing:
             yield Finding("warning", f"channels missing, will be interpolated: {', '.join(intake.map.missing)}")
         else:
@@ -119,7 +119,7 @@ def _listen(inlet: Inlet, bundle: Bundle | None, config: Config, seconds: float)
     if inlet.markers is not None and not markers:
         yield Finding("warning", f"no marker in {seconds:g} s; start the stimulus program, or listen longer with --seconds")
     if bundle is not None and onsets:
-        known = set(bundle.gallery_ids)
+        known = set(bundle.gallery.ids)
         strange = sorted({onset.key for onset in onsets} - known)
         text = f"{len(onsets)} onsets, e.g. {onsets[0].text!r} -> {onsets[0].key!r}"
         yield Finding("ok", text if not strange else f"{text}; not in the gallery: {', '.join(strange[:5])}")

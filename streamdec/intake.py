@@ -113,7 +113,7 @@ class Intake:
         self.filter = StreamFilter(signal.filters, signal.sfreq, len(self._present))
         horizons = horizons or (signal.tmax,)
         windows = tuple((h, *signal.until(h).window) for h in horizons)
-        longest = windows[-1][2]
+        longest = max(windows[-1][2], self.rate.to_samples(_SCALE_AFTER))
         self.ring = Ring(len(self._present), self.rate.to_samples(settings.ring_seconds) + longest, longest)
         self.epochs = Epochs(self.ring, self.rate, windows, settings.epochs)
         self.quality = Quality(self._present, settings.quality)

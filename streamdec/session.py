@@ -20,10 +20,11 @@ from .decode.evidence import Evidence
 from .decode.gallery import Gallery, rank, top
 from .errors import EngineError
 from .feed import schema
+from .feed.publisher import Buffer
 from .intake import Intake, Notice
 from .signal.chain import Chain
 from .telemetry import Telemetry, resident_bytes
-from .types import Candidate, Chunk, Ended, Epoch, Event, Marker, Onset, Outcome, StreamInfo
+from .types import Candidate, Chunk, Ended, Epoch, Event, Float32, Marker, Onset, Outcome, StreamInfo
 
 _STATS_EVERY = 1.0  # seconds
 STAGES = ("wait", "ready", "encode", "retrieve", "publish", "total")
@@ -32,7 +33,7 @@ STAGES = ("wait", "ready", "encode", "retrieve", "publish", "total")
 class Outlet(Protocol):
     """Where messages go. The feed's publisher is one, :class:`MemoryOutlet` another."""
 
-    def publish(self, message: schema.AnyMessage, payloads: Sequence[bytes | memoryview] = ()) -> bytes:
+    def publish(self, message: schema.AnyMessage, payloads: Sequence[Buffer] = ()) -> bytes:
         """Send, never wait; return the header as it went out."""
 
     def serve(self) -> None:
@@ -58,7 +59,7 @@ class MemoryOutlet:
     def __init__(self) -> None:
         self.messages: list[schema.AnyMessage] = []
 
-    def publish(self, message: schema.AnyMessage, payloads: Sequence[bytes | memoryview] = ()) -> bytes:
+    def publish(self, message: schema.AnyMessage, payloads: Sequence[Buffer] = ()) -> bytes:
         """Keep the message."""
         self.messages.append(message)
         return b""
@@ -224,10 +225,10 @@ class Session:
         )
         retrieved = self._clock()
         payloads: tuple[schema.Payload, ...] = ()
-        frames: tuple[bytes, ...] = ()
+        frames: tuple[Float32, ...] = ()
         if self._settings.embedding:
-            payloads = (schema.Payload(frame=0, kind="embedding", dtype="<f4", shape=query.embedding.shape),)
-            frames = (query.embedding.astype("<f4", copy=False).tobytes(),)
+            payloads = (schema.embedding(0, query.embedding, key),)
+            frames = (query.embedding,)
         published = self._clock()
         latency = published - epoch.due
         self._publish(
@@ -235,7 +236,6 @@ class Session:
                 key=key,
                 onset_time=epoch.onset.time,
                 residual=epoch.residual,
-                first_sample=epoch.first,
                 horizon=epoch.horizon,
                 final=epoch.final,
                 repetitions=query.repetitions,
@@ -313,7 +313,7 @@ class Session:
             entries.append(schema.GalleryEntry(id_, label, len(frames) - 1 if picture is not None else None))
         self._publish(schema.Gallery(kind=self.gallery.kind, entries=tuple(entries), payloads=tuple(payloads)), frames)
 
-    def _publish(self, message: schema.AnyMessage, payloads: Sequence[bytes | memoryview] = ()) -> None:
+    def _publish(self, message: schema.AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
         header = self._outlet.publish(message, payloads)
         if self._tape is not None:
             self._tape.message(header)
