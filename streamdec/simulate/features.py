@@ -6,6 +6,7 @@ so 500 x 500 photographs and 64 x 64 renderings give comparable numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -125,7 +126,7 @@ def _blockwise(images: UInt8, function: Callable[[UInt8], Float32], shape: tuple
     for first in range(0, len(images), _BLOCK):
         block = slice(first, first + _BLOCK)
         out[block] = function(images[block])
-    return out.reshape(len(images), -1)
+    return out.reshape(len(images), math.prod(shape))
 
 
 def _shrink(images: UInt8, size: int) -> Float32:

@@ -93,8 +93,7 @@ class Forward:
         drive = np.empty((world.n_images(split), len(self._mean)), np.float32)
         drive[:, self._early] = self._low_level(world.low_level(split))
         drive[:, ~self._early] = self._semantic(world.attributes(split)[:, : world.n_semantic])
-        moments: Float32 = self._mean * (1 + CONTRAST * drive)
-        return moments
+        return np.asarray(self._mean * (1 + CONTRAST * drive), np.float32)
 
     @property
     def mean_moments(self) -> Float32:
@@ -114,8 +113,7 @@ class Forward:
         array of shape (63, n_times) or (n, 63, n_times), float32
             Microvolt, from the onset on, referenced to Fz.
         """
-        scalp: Float32 = (self._gain * moments[..., None, :]) @ self._kernels
-        return scalp
+        return np.asarray((self._gain * moments[..., None, :]) @ self._kernels, np.float32)
 
 
 class _Drive:

@@ -20,7 +20,7 @@ SLOPE = 1.3
 """Exponent of the background's power spectrum: power ~ 1 / f ** SLOPE above ``CORNER``."""
 CORNER = 0.3
 """Hz; the spectrum is flat below."""
-ALPHA = 5.0
+ALPHA = 8.0
 """Standard deviation of the alpha rhythm, microvolt, mean over its six strongest channels."""
 BLINK = 120.0
 """Peak of a blink at Fp1 and Fp2, microvolt."""
