@@ -11,6 +11,8 @@ from ..types import StreamInfo
 
 FORMATS = ("float32", "double64", "string", "int32", "int16", "int8", "int64")
 
+_MOST_CHANNELS = 1 << 16  # a damaged header must not reserve all memory
+
 _COUNT = re.compile(r"(<channel_count>)[^<]*(</channel_count>)")
 _FORMAT = re.compile(r"(<channel_format>)[^<]*(</channel_format>)")
 
@@ -45,8 +47,9 @@ def read_header(xml: str) -> StreamInfo:
     dtype = _text(root, "channel_format")
     if dtype not in FORMATS:
         raise StreamError("channel format of a stream header", got=dtype or "none", allowed=", ".join(FORMATS))
-    if n_chans < 0 or not 0 <= sfreq < float("inf"):
-        raise StreamError("stream header", got=f"{n_chans} channels at {sfreq} Hz", allowed="0 or more of each")
+    if not (0 <= n_chans <= _MOST_CHANNELS and 0 <= sfreq < float("inf")):
+        allowed = f"0 to {_MOST_CHANNELS} channels, 0 or more Hz"
+        raise StreamError("stream header", got=f"{n_chans} channels at {sfreq} Hz", allowed=allowed)
     channels = root.findall("desc/channels/channel")[:n_chans]
     blank = ("",) * (n_chans - len(channels))
     return StreamInfo(

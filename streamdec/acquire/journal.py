@@ -85,7 +85,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True, tag="connection"):
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
-    """The recorder could not take ``n`` events or messages here: the session cannot be played again exactly."""
+    """The recorder could not take ``n`` events or messages, about here: the session cannot be played again exactly."""
 
     n: int
 

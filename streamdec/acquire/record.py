@@ -67,7 +67,6 @@ class Recorder:
     ) -> None:
         self.path = Path(path)
         self.dropped = 0
-        self._lost = 0  # dropped, and not yet said so in the recording
         self._n_chans = eeg.n_chans
         self._has_markers = markers is not None
         self._closed = False
@@ -120,7 +119,6 @@ class Recorder:
         """Let the process write what waits, finish the file and end; kill it after ``timeout`` seconds. Idempotent."""
         if self._closed:
             return
-        self._account()
         self._closed = True
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -142,23 +140,12 @@ class Recorder:
         self.close()
 
     def _put(self, kind: int, *parts: bytes | memoryview) -> None:
-        if (
-            self._closed
-            or self._failure
-            or self._spool.failed
-            or not (self._account() and self._spool.put(kind, *parts))
-        ):
+        if self._closed or self._failure or self._spool.failed or not self._spool.put(kind, *parts):
             self._drop()
-
-    def _account(self) -> bool:
-        """Say in the recording what was dropped; return whether that is done."""
-        if self._lost and self._spool.put(record_worker.ENTRY, msgspec.json.encode(journal.Lost(self._lost))):
-            self._lost = 0
-        return not self._lost
 
     def _drop(self) -> None:
         self.dropped += 1
-        self._lost += 1
+        self._spool.dropped = self.dropped  # the recording says so too
 
     def _begin(self, eeg: StreamInfo, markers: StreamInfo | None, session: str, description: str) -> None:
         """Write all headers, so that what is wrong with the path shows at once."""

@@ -91,6 +91,10 @@ class Writer:
             )
         )
 
+    def lost(self, n: int) -> bytes:
+        """Return the chunk that says that ``n`` events or messages could not be taken."""
+        return self._texts(EVENTS, [(self._now, msgspec.json.encode([journal.Lost(n)]))])
+
     def footers(self) -> bytes:
         """Return the chunks that end the file."""
         return b"".join(
@@ -177,7 +181,7 @@ def run(spool: Spool, path: Path, n_chans: int, has_markers: bool, ended: thread
     boundary_due = time.monotonic() + _BOUNDARY_EVERY
     try:
         file = _File(path)
-        final, head = False, spool.head
+        final, head, dropped = False, spool.head, 0
         while not final:
             final = ended.wait(_PERIOD)
             # Python has no memory barrier: where the processor reorders writes, what is announced now may arrive later.
@@ -185,6 +189,9 @@ def run(spool: Spool, path: Path, n_chans: int, has_markers: bool, ended: thread
             while records := spool.peek(head if final else until, _BATCH):
                 file.append(writer.chunks(records))
                 spool.release()
+            if spool.dropped > dropped:
+                lost, dropped = spool.dropped - dropped, spool.dropped
+                file.append(writer.lost(lost))
             if time.monotonic() >= boundary_due:
                 boundary_due = time.monotonic() + _BOUNDARY_EVERY
                 file.append(xdf.boundary())

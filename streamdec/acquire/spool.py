@@ -15,8 +15,9 @@ import tempfile
 import uuid
 from typing import Self
 
-# 8-byte words at the start: bytes ever written, bytes ever read, whether the reader failed. Then its reason, as text.
-_HEAD, _TAIL, _FAILED = 0, 1, 2
+# 8-byte words at the start: bytes ever written, bytes ever read, records the writer had no room for, length of the
+# reason why the reader failed. Then that reason, as text.
+_HEAD, _TAIL, _DROPPED, _FAILED = range(4)
 _REASON = slice(64, 1024)
 _DATA = 4096
 
@@ -134,6 +135,15 @@ class Spool:
     def release(self) -> None:
         """Give the room of the records seen by the last :meth:`peek` back to the writer."""
         self._words[_TAIL] = self._next
+
+    @property
+    def dropped(self) -> int:
+        """What the writer could not write: it keeps the count."""
+        return self._words[_DROPPED]
+
+    @dropped.setter
+    def dropped(self, count: int) -> None:
+        self._words[_DROPPED] = count
 
     def fail(self, reason: str) -> None:
         """Tell the writer that the reader cannot go on."""

@@ -259,8 +259,9 @@ class _Parts:
     def add(self, content: memoryview) -> None:
         count, start = _number(content, 0)
         body = content[start:]
-        if count > len(body):
-            raise _Damaged("more samples announced than there are bytes")
+        smallest = 1 + self.info.n_chans * (2 if self._text else self._type.itemsize)
+        if count * smallest > len(body):
+            raise _Damaged("samples that end too early")
         # A sample has one byte that announces its stamp: only when all have one does the size come out.
         plain = not self._text and len(body) == count * self._row.itemsize
         rows = np.frombuffer(body, self._row) if plain else self._walk(body, count)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamdec.acquire.safe_npy import read_npy
+from streamdec.errors import DataError
+
+
+def things() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "raw_eeg_data": rng.standard_normal((3, 50)),
+        "fortran": np.asfortranarray(rng.standard_normal((3, 4))),
+        "big_endian": np.arange(3, dtype=">i4"),
+        "ch_names": ["Fp1", "Oz", "stim"],
+        "objects": np.array(["x", 1, [np.arange(3)]], object),
+        "texts": np.array(["ab", "cde"]),
+        "sfreq": np.float64(1000),
+        "zero_d": np.array(4.0),
+        "flags": np.array([True, False]),
+        "bytes": b"ab",
+        "none": b"",
+        "tuple": (np.arange(2), None),
+        "set": {1, 2},
+    }
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, np.ndarray):
+        assert type(b) is np.ndarray
+        assert a.dtype.newbyteorder("=") == b.dtype.newbyteorder("=")
+        assert a.shape == b.shape
+        for x, y in zip(a.ravel(), b.ravel(), strict=True):
+            assert_same(x, y)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert type(a) is type(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert type(a) is type(b)
+        assert a == b
+
+
+def test_saved_dictionary(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", things())  # type: ignore[arg-type]
+    assert_same(things(), read_npy(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_bare_pickle(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(things(), protocol=protocol))
+    assert_same(things(), read_npy(tmp_path / "a.npy"))
+
+
+def test_names_of_numpy_1(tmp_path: Path) -> None:
+    new = pickle.dumps(things(), protocol=2)
+    (tmp_path / "a.npy").write_bytes(new.replace(b"numpy._core.", b"numpy.core."))
+    assert_same(things(), read_npy(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("array", [np.arange(5.0), np.zeros((0, 3), np.float32), np.array(["a", None], object)])
+def test_plain_arrays(tmp_path: Path, array: np.ndarray[Any, Any]) -> None:
+    np.save(tmp_path / "a.npy", array)
+    assert_same(array, read_npy(tmp_path / "a.npy"))
+
+
+class Calls:
+    def __init__(self, function: Any, *args: Any) -> None:
+        self._call = function, args
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def attacks(proof: Path) -> dict[str, tuple[bytes, str]]:
+    touch = f"touch {proof}"
+    return {
+        "system": (pickle.dumps(Calls(os.system, touch)), "posix.system"),
+        "eval": (pickle.dumps(Calls(eval, f"open({str(proof)!r}, 'w')")), "builtins.eval"),
+        "getattr": (pickle.dumps(Calls(getattr, np.ndarray, "tofile")), "builtins.getattr"),
+        "numpy.load": (b"cnumpy\nload\n(V/etc/passwd\ntR.", "numpy.load"),
+        "numpy.core runstring": (
+            b"cnumpy.core.multiarray\nfromfile\n(V/etc/passwd\ntR.",
+            "numpy.core.multiarray.fromfile",
+        ),
+        "dotted": (b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.", "numpy.ndarray.tofile"),
+        "in a dictionary": (pickle.dumps({"a": [Calls(os.system, touch)]}), "posix.system"),
+        "extension": (b"\x80\x02\x82\xf0.", "a.npy"),
+        "persistent": (b"Pid\n.", "a.npy"),
+    }
+
+
+@pytest.mark.parametrize("name", attacks(Path()))
+def test_nothing_runs(tmp_path: Path, name: str) -> None:
+    content, named = attacks(tmp_path / "proof")[name]
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match=named.replace(".", r"\.")):
+        read_npy(tmp_path / "a.npy")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_nothing_runs_inside_object_arrays(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    hidden = np.array([Calls(os.system, f"touch {proof}")], object)
+    np.save(tmp_path / "a.npy", {"a": hidden})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="system"):
+        read_npy(tmp_path / "a.npy")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Calls(np.ndarray, (1,), np.dtype(object), b"A" * 8)),  # a pointer of the attacker's
+        pickle.dumps(np.array([1, 2], object)).replace(b"O8", b"V8"),
+        pickle.dumps(np.arange(3.0))[:-20],
+        b"not a pickle",
+        b"",
+        b"\x93NUMPY\x01\x00\x05\x00{'de}",
+    ],
+)
+def test_damage_and_forged_arrays(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npy"):
+        read_npy(tmp_path / "a.npy")
+
+
+def test_absent(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read"):
+        read_npy(tmp_path / "a.npy")
