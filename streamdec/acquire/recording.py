@@ -330,10 +330,10 @@ def _read_mne(path: Path) -> Recording:
     except ImportError as error:
         do = "pip install 'streamdec[recordings]'"
         raise RecordingError(f"{path} needs mne", allowed="XDF and raw THINGS .npy without it", do=do) from error
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, mne.utils.catch_logging(verbose="warning"):
         warnings.simplefilter("always")
         try:
-            raw = mne.io.read_raw(path, preload=False, verbose="warning")
+            raw = mne.io.read_raw(path, preload=False)
             kinds = raw.get_channel_types()
             in_volts = np.array([ch["unit"] == FIFF.FIFF_UNIT_V for ch in raw.info["chs"]]) & (
                 np.array(kinds) != "stim"
