@@ -96,7 +96,11 @@ def convert(fields: dict[str, Any], kind: type[T], where: str) -> T:
     _refuse_unknown(fields, kind, where, "")
     try:
         return msgspec.convert(fields, kind)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise ConfigError(f"{where}: {error.__cause__}") from error
         what, _, place = str(error).partition(" - at `$.")
         raise ConfigError(f"{where}, key {place.rstrip('`') or 'at the top'}", got=what) from error
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from models.nice import Nice
-from offline.export import to_onnx
+from offline.methods.nice import NiceEncoder
 from streamdec.decode import bundle
 from streamdec.decode.gallery import Gallery
 from streamdec.decode.manifest import Calibration, Head, Manifest
@@ -21,7 +24,7 @@ def nice_bundle(path: Path, ch_names: tuple[str, ...], sfreq: float = 1000.0, n_
     steps = (Baseline(-0.2, 0.0), Resample(250.0))
     signal = Signal(ch_names, sfreq, -0.2, 0.799 if sfreq == 1000 else 0.8 - 1 / sfreq, steps=steps)
     shape = (len(ch_names), 250)
-    model = Nice(*shape, n_features=dim).eval()
+    encoder = NiceEncoder(Nice(*shape, n_features=dim), shape, dim)
     head = Head(horizon=signal.tmax, encoder="encoder.onnx", shape=shape, dim=dim, calibration=Calibration((1,), (20.0,)))
     features = np.random.default_rng(0).normal(size=(n_gallery, dim)).astype(np.float32)
     ids = [str(i + 1) for i in range(n_gallery)]
@@ -40,5 +43,5 @@ def nice_bundle(path: Path, ch_names: tuple[str, ...], sfreq: float = 1000.0, n_
         evidence="none",
         budgets={"retrieval": 0.05},
     )
-    encoders = {"encoder.onnx": to_onnx(model.folded(), shape)}
+    encoders = {"encoder.onnx": encoder.to_onnx()}
     return bundle.write(path, manifest, {}, Gallery(features, ids, ids), encoders)

@@ -36,6 +36,9 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ignore: str = ""
     keys: dict[str, str] = {}
 
+    def __post_init__(self) -> None:
+        _Names(self)
+
 
 class TriggerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A trigger channel of the EEG stream. Its codes name stimuli as :class:`MarkerSettings` says.
@@ -52,6 +55,13 @@ class Refused(msgspec.Struct, frozen=True):
 
     text: str
     reason: Literal["ignored", "duplicate", "garbage"]
+
+
+def _compile(pattern: str, what: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise ConfigError(f"markers.{what} {pattern!r}", got=error, allowed="a regular expression") from error
 
 
 class _Names:
@@ -238,13 +248,6 @@ class TriggerReader:
             out.append(Refused(text, "garbage"))
         else:
             out.append(Onset(key, time, text, arrival, position))
-
-
-def _compile(pattern: str, what: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise ConfigError(f"markers.{what} {pattern!r}", got=error, allowed="a regular expression") from error
 
 
 def _scalar(value: object) -> str | None:
