@@ -6,10 +6,12 @@ own thread from the newest state, so that a terminal that stops reading delays t
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -62,7 +64,6 @@ def fold(state: State, received: Received) -> State:
     message = received.message
     if message.session != state.session:
         state = State(session=message.session, missed=state.missed)
-    replace = msgspec.structs.replace
     match message:
         case Retrieval():
             return replace(state, decisions=(message, *state.decisions)[:_DECISIONS])
@@ -88,11 +89,11 @@ def fold(state: State, received: Received) -> State:
 
 
 def _drop(state: State, what: str, reason: str) -> State:
-    return msgspec.structs.replace(state, drops=((what, reason), *state.drops)[:_DROPS])
+    return replace(state, drops=((what, reason), *state.drops)[:_DROPS])
 
 
-def watch(feed: Subscriber, console: Console, until: Callable[[State], bool] = lambda state: False) -> State:
-    """Show ``feed`` on ``console`` until ``until`` says so of the state, which it is asked 8 times a second and more.
+def watch(feed: Subscriber, console: Console, seconds: float | None = None) -> State:
+    """Show ``feed`` on ``console`` for ``seconds``, or until Ctrl-C.
 
     Parameters
     ----------
@@ -101,8 +102,8 @@ def watch(feed: Subscriber, console: Console, until: Callable[[State], bool] = l
     console : rich Console
         A table where it is a terminal; elsewhere one line for each final decision, drop and change, and one of
         statistics every 10 s.
-    until : callable, optional
-        When to stop; never by default.
+    seconds : float, optional
+        How long; without it, until Ctrl-C, from one session to the next.
 
     Returns
     -------
@@ -110,24 +111,18 @@ def watch(feed: Subscriber, console: Console, until: Callable[[State], bool] = l
         The last one.
     """
     state = State()
-    if not console.is_terminal:
-        lines = Lines()
-        while not until(state):
+    lines = Lines()
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    table = Live(get_renderable=lambda: render(state), console=console, refresh_per_second=_REFRESH)
+    with table if console.is_terminal else nullcontext(), suppress(KeyboardInterrupt):
+        while time.monotonic() < until:
             received = feed.receive(1 / _REFRESH)
-            state = _refreshed(state, received, feed)
-            for line in lines(received) if received is not None else ():
-                console.print(line, soft_wrap=True)
-        return state
-    with Live(get_renderable=lambda: render(state), console=console, refresh_per_second=_REFRESH):
-        while not until(state):
-            state = _refreshed(state, feed.receive(1 / _REFRESH), feed)
+            missed = sum(feed.gaps.values()) + feed.garbage
+            state = replace(fold(state, received) if received else state, missed=missed, silence=feed.silence)
+            if received and not console.is_terminal:
+                for line in lines(received):
+                    console.print(line, soft_wrap=True)
     return state
-
-
-def _refreshed(state: State, received: Received | None, feed: Subscriber) -> State:
-    if received is not None:
-        state = fold(state, received)
-    return msgspec.structs.replace(state, missed=sum(feed.gaps.values()) + feed.garbage, silence=feed.silence)
 
 
 def render(state: State) -> RenderableType:

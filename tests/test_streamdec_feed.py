@@ -23,7 +23,7 @@ from streamdec.feed import schema
 from streamdec.feed.address import resolve
 from streamdec.feed.publisher import FeedSettings, Publisher, make_keys
 from streamdec.feed.subscriber import Subscriber
-from streamdec.feed.wire import Received, topic_of
+from streamdec.feed.wire import Received
 
 FREE = "tcp://127.0.0.1:0"
 Publish = Callable[..., Publisher]
@@ -58,7 +58,7 @@ def subscribe() -> Iterator[Subscribe]:
 
 
 def seqs(got: list[Received], topic: str) -> list[int]:
-    return [received.message.seq for received in got if topic_of(received.message) == topic]
+    return [received.message.seq for received in got if received.message.topic == topic]
 
 
 def count(n: int) -> Callable[[list[Received]], bool]:
@@ -83,7 +83,7 @@ def test_everything_arrives_typed_once_and_in_order(publish: Publish, subscribe:
     sent = one_of_each()
     headers = [publisher.publish(message) for message in sent]
     got = collect(publisher, feed, count(len(sent)))
-    by_lane = sorted(got, key=lambda received: topic_of(received.message) in schema.IMAGE_TOPICS)
+    by_lane = sorted(got, key=lambda received: received.message.topic in schema.IMAGE_TOPICS)
     expected = [msgspec.json.decode(header, type=schema.AnyMessage) for header in headers]
     assert [received.message for received in by_lane] == expected
     assert all(received.fresh and received.message.session == "s1" for received in got)
@@ -161,10 +161,10 @@ def test_only_the_topics_asked_for(publish: Publish, subscribe: Subscribe) -> No
     for message in one_of_each():
         publisher.publish(message)
     feed = subscribe(publisher, ("onset", "stats"))
-    assert {topic_of(r.message) for r in collect(publisher, feed, count(2))} == {"onset", "stats"}
+    assert {r.message.topic for r in collect(publisher, feed, count(2))} == {"onset", "stats"}
     for message in one_of_each():
         publisher.publish(message)
-    assert [topic_of(r.message) for r in collect(publisher, feed, count(2))] == ["onset", "stats"]
+    assert [r.message.topic for r in collect(publisher, feed, count(2))] == ["onset", "stats"]
 
 
 def test_iteration_ends_with_the_session_and_goes_on_with_the_next(publish: Publish, subscribe: Subscribe) -> None:
@@ -229,7 +229,7 @@ def test_gap_is_counted_and_the_last_of_each_kind_fetched(publish: Publish, subs
         publisher.publish(session("lost", stream="eeg"))
     publisher.publish(onset("seen"))
     got = collect(publisher, feed, count(2))
-    assert [(topic_of(r.message), r.message.seq, r.fresh) for r in got] == [("onset", 4, True), ("session", 2, False)]
+    assert [(r.message.topic, r.message.seq, r.fresh) for r in got] == [("onset", 4, True), ("session", 2, False)]
     assert feed.gaps == {"onset": 2, "session": 1}
 
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from streamdec.feed import schema
 from streamdec.feed.publisher import _slot
 from streamdec.feed.subscriber import Subscriber
-from streamdec.feed.wire import Received, topic_of
+from streamdec.feed.wire import Received
 
 KINDS = {"onset": onset, "stats": stats, "session": lambda: session("gap", stream="eeg")}
 
@@ -84,9 +84,9 @@ class Feed(RuleBasedStateMachine):
             if hello:
                 self.feed._take([b"hello/" + request], answer=False)
                 continue
-            kept = [message for message in self.kept.values() if topic_of(message).encode() in topics]
+            kept = [message for message in self.kept.values() if message.topic.encode() in topics]
             for message in kept:
-                self.feed._take([topic_of(message).encode(), msgspec.msgpack.encode(message)], answer=True)
+                self.feed._take([message.topic.encode(), msgspec.msgpack.encode(message)], answer=True)
             end = schema.SnapshotEnd(
                 session=self.name, request=request.decode(), messages=len(kept), seqs=dict(self.seqs)
             )
@@ -101,11 +101,11 @@ class Feed(RuleBasedStateMachine):
         for _ in range(4):
             self.answer(3.0, [b"hello", b"", b"hello"], True)
         self.drain()
-        known = {(topic_of(received.message), received.message.seq) for received in self.got}
+        known = {(received.message.topic, received.message.seq) for received in self.got}
         for message in self.kept.values():
-            assert (topic_of(message), message.seq) in known
+            assert (message.topic, message.seq) in known
         for topic, newest in self.seqs.items():
-            fresh = sum(topic_of(received.message) == topic and received.fresh for received in self.got)
+            fresh = sum(received.message.topic == topic and received.fresh for received in self.got)
             missed = self.feed.gaps.get(topic, 0) - self.earlier.get(topic, 0)
             assert fresh + missed == newest - self.base[topic], topic
 
@@ -116,7 +116,7 @@ class Feed(RuleBasedStateMachine):
             if received.message.session == self.name:
                 self.got.append(received)
         for topic in KINDS:
-            of_topic = [received for received in self.got if topic_of(received.message) == topic]
+            of_topic = [received for received in self.got if received.message.topic == topic]
             assert len({received.message.seq for received in of_topic}) == len(of_topic)
             fresh = [received.message.seq for received in of_topic if received.fresh]
             assert fresh == sorted(fresh)

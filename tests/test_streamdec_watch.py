@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -115,25 +116,41 @@ def test_lines() -> None:
     assert line.plain == "a: lost_data  gap"
 
 
+class Driven(Subscriber):
+    """Runs its publisher whenever it is asked; presses Ctrl-C when all was seen."""
+
+    def __init__(self, publisher: Publisher, todo: list[schema.AnyMessage]) -> None:
+        super().__init__(publisher.endpoint)
+        self.publisher, self.todo = publisher, todo
+
+    def receive(self, timeout: float | None = None) -> Received | None:
+        self.publisher.serve()
+        if self.session and self.todo:
+            self.publisher.publish(self.todo.pop(0))
+        received = super().receive(0.005)
+        if received is not None and isinstance(received.message, schema.Gallery):
+            raise KeyboardInterrupt
+        return received
+
+
 @pytest.mark.parametrize("terminal", [False, True])
-def test_watch_until_the_session_ends(terminal: bool) -> None:
+def test_watch_until_ctrl_c(terminal: bool) -> None:
     console = Console(file=io.StringIO(), width=140, force_terminal=terminal, legacy_windows=False)
-    publisher = Publisher(FeedSettings(endpoint="tcp://127.0.0.1:0"), "s1")
-    todo = [*one_of_each(), session("ended")]
-    publisher.publish(session("started", bundle="demo"))
-    with Subscriber(publisher.endpoint) as feed:
-
-        def until(state: State) -> bool:
-            publisher.serve()
-            if state.session and todo:
-                publisher.publish(todo.pop(0))
-            return state.ended
-
-        state = watch(feed, console, until)
-    publisher.close()
-    assert state.ended
+    with Publisher(FeedSettings(endpoint="tcp://127.0.0.1:0"), "s1") as publisher:
+        publisher.publish(session("started", bundle="demo"))
+        with Driven(publisher, list(one_of_each())) as feed:
+            state = watch(feed, console)
+    assert state.decisions
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "label other" in text
     assert ("top 5" in text) == terminal
     assert "\x1b[31m[bold]" not in text
+
+
+def test_watch_for_some_seconds_without_a_publisher(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with Subscriber(f"ipc://{tmp_path}/nobody") as feed:
+        assert watch(feed, console, seconds=0.1).session == ""
+    assert isinstance(console.file, io.StringIO)
+    assert "no publisher yet" in console.file.getvalue()

@@ -16,7 +16,7 @@ from streamdec.feed.wire import Received, TooNew, parse
 
 def frames(message: schema.AnyMessage | schema.SnapshotEnd, *payloads: bytes, json: bool = False) -> list[bytes]:
     codec = msgspec.json if json else msgspec.msgpack
-    return [str(message.__struct_config__.tag).encode(), codec.encode(message), *payloads]
+    return [message.topic.encode(), codec.encode(message), *payloads]
 
 
 @pytest.mark.parametrize("json", [False, True])

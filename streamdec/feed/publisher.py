@@ -154,7 +154,7 @@ class Publisher:
         described = len(getattr(message, "payloads", ()))
         if len(payloads) != described:
             raise FeedError("feed: payload frames beside the message", got=len(payloads), allowed=described)
-        topic = str(message.__struct_config__.tag)
+        topic = message.topic
         seq = self._seqs[topic] = self._seqs.get(topic, 0) + 1
         message = msgspec.structs.replace(message, session=self.session, seq=seq)
         header = self._encoder.encode(message)

@@ -91,6 +91,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     session: str = ""
     seq: int = 0
 
+    @property
+    def topic(self) -> str:
+        """Kind of the message."""
+        return str(self.__struct_config__.tag)
+
 
 class Onset(Message, frozen=True, kw_only=True, tag="onset", tag_field="topic"):
     """A stimulus came on.

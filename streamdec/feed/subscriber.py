@@ -25,7 +25,7 @@ from ..errors import ConfigError, FeedError
 from . import address
 from .address import read_key
 from .schema import TOPICS, Session, SnapshotEnd
-from .wire import Received, TooNew, parse, topic_of
+from .wire import Received, TooNew, parse
 
 _LANES = 2
 _RETRY = 0.05  # s until the next try where there is no connection yet, or the subscription came too late
@@ -147,7 +147,7 @@ class Subscriber:
         until = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             received = self._next(until)
-            if received is None or topic_of(received.message) in self._topics:
+            if received is None or received.message.topic in self._topics:
                 return received
 
     def __iter__(self) -> Iterator[Received]:
@@ -171,7 +171,7 @@ class Subscriber:
                     )
                 continue
             message = received.message
-            if topic_of(message) in self._topics:
+            if message.topic in self._topics:
                 yield received
             if isinstance(message, Session) and message.state == "ended":
                 return
@@ -256,7 +256,7 @@ class Subscriber:
 
     def _live(self, received: Received) -> None:
         """Put a published message where it belongs: out, or behind the snapshot that is under way."""
-        message, topic = received.message, topic_of(received.message)
+        message, topic = received.message, received.message.topic
         if message.session != self.session:
             self._join(message.session)
         last = self._last.get(topic, message.seq - 1)
@@ -298,7 +298,7 @@ class Subscriber:
             return
         floor = self._floor or {}
         for item in question.items:
-            topic, seq = topic_of(item.message), item.message.seq
+            topic, seq = item.message.topic, item.message.seq
             if seq > floor.get(topic, 0) and (topic, seq) not in self._seen:
                 self._ready.append(msgspec.structs.replace(item, fresh=False))
         self._ready.extend(self._backlog)

@@ -53,11 +53,6 @@ _HEAD_MSGPACK = msgspec.msgpack.Decoder(_Head)
 _HEAD_JSON = msgspec.json.Decoder(_Head)
 
 
-def topic_of(message: AnyMessage) -> str:
-    """Return the topic of ``message``."""
-    return str(message.__struct_config__.tag)
-
-
 def parse(frames: Sequence[bytes]) -> Received | SnapshotEnd | None:
     """Read one message off the wire.
 
