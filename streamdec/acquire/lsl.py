@@ -25,7 +25,7 @@ import pylsl
 from pylsl.lib import lib
 from pylsl.util import LostError
 
-from ..errors import StreamAmbiguous, StreamError, StreamMismatch, StreamNotFound
+from ..errors import ConfigError, StreamAmbiguous, StreamdecError, StreamError, StreamMismatch, StreamNotFound
 from ..types import Chunk, ClockOffset, Connection, Event, Float64, Marker, StreamInfo, StreamRole
 from .header import read_header, write_header
 from .query import StreamQuery as StreamQuery
@@ -34,7 +34,7 @@ from .query import quoted
 _MAX_CHUNK = 4096  # samples handed out at once
 _MAX_MARKERS = 64
 _SLICE = 0.05  # s the EEG pull blocks before markers and the supervisor get a look
-_LOOK = 0.25  # s of one look around for a stream
+_GLANCE = 0.02  # s between two looks for a stream
 _SECOND_LOOK = 0.6  # s given to a second stream that matches to show itself
 _PATIENCE = 3.0  # s for a header, a connection or a clock offset; liblsl needs 0.64 s for its first offset
 _OFFSET_EVERY = 2.5  # s; liblsl measures every 2 s in a thread of its own
@@ -85,8 +85,10 @@ UnicastMinRTT = 0.05
 
 
 def find(timeout: float) -> list[StreamInfo]:
-    """List every stream that can be seen, with its full header where that comes in time. Takes ``timeout`` s or more."""
-    shorts = {info.uid(): info for info in pylsl.resolve_streams(timeout)}
+    """List every stream that shows within ``timeout`` s, with its full header where that comes in time."""
+    resolver = pylsl.ContinuousResolver()
+    time.sleep(timeout)
+    shorts = {info.uid(): info for info in resolver.results()}
     with ThreadPoolExecutor(8) as pool:
         infos = [info for info in pool.map(_described, shorts.values()) if info is not None]
     return sorted(infos, key=lambda info: (info.type, info.name, info.uid))
@@ -130,7 +132,11 @@ class _Refusal(NamedTuple):
     info: StreamInfo
 
 
-_News = _Contact | _Offset | _Refusal | StreamError
+class _Seen(NamedTuple):
+    """There is one; the first contact takes a while."""
+
+
+_News = _Seen | _Contact | _Offset | _Refusal | StreamdecError
 
 
 class _Link:
@@ -195,19 +201,25 @@ def _connect(
 ) -> None:
     """Look for a stream until it is found, connect, measure its clock; the program of the seeking thread."""
     predicate = query.xpath() if known is None else _identity(known)
-    while not stop.is_set():
-        seen = {short.uid(): short for short in pylsl.resolve_bypred(predicate, 1, _LOOK)}
-        fresh = {uid: short for uid, short in seen.items() if uid not in excluded}
-        if known is None and fresh:
-            fresh.update((short.uid(), short) for short in pylsl.resolve_bypred(predicate, 2, _SECOND_LOOK))
+    try:
+        # Not resolve_bypred: liblsl 1.18.0 overruns its timeout by 5 s where it coincides with a wave of queries.
+        resolver = pylsl.ContinuousResolver(pred=predicate, forget_after=1.0)
+    except RuntimeError:
+        news.put(ConfigError("stream query", got=predicate, allowed="an XPath 1.0 predicate"))
+        return
+    while not stop.wait(_GLANCE):
+        fresh = _fresh(resolver, excluded)
+        if not fresh:
+            continue
+        if known is None:
+            news.put(_Seen())
+            stop.wait(_SECOND_LOOK)
+            fresh.update(_fresh(resolver, excluded))
             if len(fresh) > 1:
-                what = f"several streams match {query.describe()}"
+                what = f"several {role} streams match {query.describe()}"
                 several = [read_header(short.as_xml()) for short in fresh.values()]
                 news.put(StreamAmbiguous(what, got=_listed(several), do="name one by its source_id"))
                 return
-        if not fresh:
-            stop.wait(_LOOK if seen else 0.0)
-            continue
         uid, short = fresh.popitem()
         try:
             inlet = pylsl.StreamInlet(short, max_buflen=buffer, recover=False)
@@ -216,8 +228,9 @@ def _connect(
         except (TimeoutError, RuntimeError):  # gone again
             continue
         except StreamError as error:
-            news.put(error)
-            return
+            excluded.add(uid)
+            news.put(_Refusal(str(error), known) if known else error)
+            continue
         if role == "markers":  # some senders state a rate
             info = msgspec.structs.replace(info, sfreq=0.0)
         reason = _unfit(role, info, known)
@@ -234,6 +247,11 @@ def _connect(
         news.put(_Refusal(reason, info))
         del inlet
         stop.wait(1.0)
+
+
+def _fresh(resolver: pylsl.ContinuousResolver, excluded: set[str]) -> dict[str, pylsl.StreamInfo]:
+    found = {short.uid(): short for short in resolver.results()}
+    return {uid: short for uid, short in found.items() if uid not in excluded}
 
 
 def _identity(info: StreamInfo) -> str:
@@ -395,13 +413,15 @@ class LslInlet:
                     ) from None
                 continue
             now = local_clock()
-            if isinstance(item, StreamError):
+            if isinstance(item, StreamdecError):
                 raise item
             if isinstance(item, _Refusal):
                 raise StreamMismatch(f"{link.role} stream {item.info.name!r}", got=item.reason)
             if isinstance(item, _Contact):
                 link.adopt(item)
                 self._pending.append(Connection(link.role, "connected", now, info=item.info))
+            elif isinstance(item, _Seen):
+                deadline += 3 * _PATIENCE
             else:
                 self._measured(link, item, now)
 
@@ -421,10 +441,7 @@ class LslInlet:
 
     def _hear(self, link: _Link, item: _News, now: float) -> None:
         """Take in what the seeking thread found."""
-        if isinstance(item, StreamError):
-            self._pending.append(Connection(link.role, "refused", now, str(item)))
-            link.seek()
-        elif isinstance(item, _Refusal):
+        if isinstance(item, _Refusal):
             if not link.ready:
                 link.drop()
             self._pending.append(Connection(link.role, "refused", now, item.reason, item.info))
@@ -434,7 +451,7 @@ class LslInlet:
             link.adopt(item)
             self._stalled = False if link is self._eeg else self._stalled
             self._pending.append(Connection(link.role, "found", now, "reconnected", item.info))
-        else:
+        elif isinstance(item, _Offset):
             self._heard = now if link is self._eeg else self._heard
             self._measured(link, item, now)
 
