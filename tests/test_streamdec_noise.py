@@ -17,7 +17,7 @@ OZ, CZ, FP1 = (CH_NAMES.index(name) for name in ("Oz", "Cz", "Fp1"))
 
 @pytest.fixture(scope="module")
 def minutes():
-    return Noise(seed=1).chunk(120_000)
+    return Noise(seed=1).chunk(90_000)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_line_peak(spectrum):
 def test_blinks_are_frontal_and_as_frequent_as_said(minutes):
     smooth = scipy.signal.sosfiltfilt(scipy.signal.butter(2, (1, 10), "bandpass", fs=1000, output="sos"), minutes)
     peaks, _ = scipy.signal.find_peaks(smooth[FP1], height=0.4 * noise.BLINK, distance=400)
-    assert 0.5 * noise.BLINKS < len(peaks) / 2 < 1.6 * noise.BLINKS
+    assert 0.5 * noise.BLINKS < len(peaks) / 1.5 < 1.6 * noise.BLINKS
     assert smooth[FP1, peaks].mean() > 3 * np.abs(smooth[OZ, peaks]).mean()  # Oz sees what reaches Fz, the reference
 
 
@@ -105,8 +105,8 @@ def test_size_is_that_of_eeg(minutes):
 
 
 def test_stationary_from_the_first_second():
-    starts = np.array([Noise(0, session).chunk(1000).std() for session in range(12)])
-    later = np.array([Noise(0, session).chunk(9000)[:, 8000:].std() for session in range(12)])
+    starts = np.array([Noise(0, session).chunk(1000).std() for session in range(8)])
+    later = np.array([Noise(0, session).chunk(9000)[:, 8000:].std() for session in range(8)])
     assert 0.6 < starts.mean() / later.mean() < 1.6
 
 

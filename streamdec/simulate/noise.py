@@ -130,8 +130,7 @@ class _Coloured:
         power = np.trapezoid(np.abs(response) ** 2, freqs) / (sfreq / 2)
         self._sos = sos.copy()
         self._sos[0, :3] /= np.sqrt(power)
-        self._state = np.zeros((len(sos), n_rows, 2), np.float32)
-        self._sos = self._sos.astype(np.float64)
+        self._state = np.zeros((len(sos), n_rows, 2))
 
     def __call__(self, rng: np.random.Generator, n_times: int) -> Float32:
         white = rng.standard_normal((self._state.shape[1], n_times), np.float32)
