@@ -425,8 +425,14 @@ def test_settings_are_checked(settings: dict[str, object]) -> None:
 def test_topics_are_checked(topics: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="feed topics"):
         Subscriber(topics=topics)
-    with pytest.raises(ConfigError, match="the port that the publisher has"):
-        Subscriber(FREE)
+
+
+@pytest.mark.parametrize(
+    "endpoint", [FREE, "tcp://*:5650", "tcp://127.0.0.1", "tcp://a b:5650", "udp://x:1", "ipc://", ""]
+)
+def test_endpoints_are_checked(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="feed endpoint"):
+        Subscriber(endpoint)
 
 
 class TestKeys:

@@ -49,16 +49,12 @@ _ZAP = "inproc://zeromq.zap.01"
 class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the feed is offered, and to whom.
 
-    Attributes
-    ----------
-    endpoint : ``tcp://host:port`` (this port and the next two, see :mod:`.address`; port 0 takes free ones) or
-        ``ipc://path``. Whoever can log in on this machine can read a loopback feed; an ``ipc`` path in a folder of mode
-        0700 is private.
-    encoding : of the headers. JSON is larger, and friendlier to a browser.
-    keys : folder made by :func:`make_keys`. With it the feed is encrypted (CURVE), for the clients on its list alone.
-        Required where ``endpoint`` can be reached from another machine.
-    results_hwm : messages of the results lane that wait for one slow subscriber before the newest are dropped for it.
-    images_hwm : the same of the images lane.
+    ``endpoint`` is ``tcp://host:port`` (the feed takes this port and the next two; 0 finds free ones) or ``ipc://path``.
+    Who can log in on this machine can read a loopback feed; an ``ipc`` path in a folder of mode 0700 is private.
+    ``encoding`` is that of the headers; JSON is larger, and friendlier to a browser. ``keys`` names a folder made by
+    `streamdec keys`: the feed is encrypted (CURVE), for the clients on the folder's list alone; needed where ``endpoint``
+    can be reached from another machine. ``results_hwm`` and ``images_hwm`` messages wait for one slow subscriber, on
+    either lane, before the newest are dropped for it.
     """
 
     endpoint: str = address.DEFAULT

@@ -122,11 +122,15 @@ class Subscriber:
         self._dealer = self._open(zmq.DEALER, credentials)
         for topic in (*self._joined, f"hello/{self._id}"):
             self._sub.subscribe(topic.encode())
-        self._sub.connect(results)
-        self._sub.rcvhwm = 16  # from here on: of the images
-        self._sub.connect(images)
         self._dealer.immediate = True  # no question waits for a publisher that may come some day
-        self._dealer.connect(snapshot)
+        try:
+            self._sub.connect(results)
+            self._sub.rcvhwm = 16  # from here on: of the images
+            self._sub.connect(images)
+            self._dealer.connect(snapshot)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError("feed endpoint", got=repr(endpoint), allowed="an address to connect to") from error
         self._poller = zmq.Poller()
         self._poller.register(self._sub, zmq.POLLIN)
         self._poller.register(self._dealer, zmq.POLLIN)
@@ -198,7 +202,7 @@ class Subscriber:
                 self._take(self._dealer.recv_multipart(), answer=True)
             if self._sub in sockets:
                 self._take(self._sub.recv_multipart(), answer=False)
-            if not sockets and now >= until:
+            if now >= until and not self._ready:
                 return None
         return self._ready.popleft()
 
