@@ -52,9 +52,9 @@ class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     ``endpoint`` is ``tcp://host:port`` (the feed takes this port and the next two; 0 finds free ones) or ``ipc://path``.
     Who can log in on this machine can read a loopback feed; an ``ipc`` path in a folder of mode 0700 is private.
     ``encoding`` is that of the headers; JSON is larger, and friendlier to a browser. ``keys`` names a folder made by
-    `streamdec keys`: the feed is encrypted (CURVE), for the clients on the folder's list alone; needed where ``endpoint``
-    can be reached from another machine. ``results_hwm`` and ``images_hwm`` messages wait for one slow subscriber, on
-    either lane, before the newest are dropped for it.
+    `streamdec keys`: the feed is encrypted (CURVE), for the clients on the folder's list alone; needed where
+    ``endpoint`` can be reached from another machine. ``results_hwm`` and ``images_hwm`` messages wait for one slow
+    subscriber, on either lane, before the newest are dropped for it.
     """
 
     endpoint: str = address.DEFAULT
