@@ -1,7 +1,8 @@
 """How fast is this machine: a feeder process, `streamdec serve`, and a subscriber, over real LSL and real ZeroMQ.
 
-The feeder plays noise at the bundle's rate and channels, in packets, never early, and logs when it pushed what. A decision's latency runs
-from the push of the last sample its epoch needs to the receipt of its message by a subscriber in a third process.
+The feeder plays noise at the bundle's rate and channels, in packets, never early, and logs when it pushed what. A
+decision's latency runs from the push of the last sample its epoch needs to the receipt of its message by a subscriber
+in a third process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .acquire.lsl import LslOutlet, local_clock, loopback
 from .decode import bundle as bundles
 from .demo import DEMO_BUNDLE, serve_process
 from .errors import StreamError
-from .feed.schema import Retrieval, Session
+from .feed.schema import Retrieval, Session, Stats
 from .feed.subscriber import Subscriber
 from .signal.rate import Rate
 from .types import Float64, StreamInfo
@@ -34,7 +35,7 @@ _NOISE = 10.0  # microvolt
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What the feeder plays. ``late`` seconds after its onset at which a marker is sent; ``counter``: channel 0 counts the samples."""
+    """What the feeder plays. Markers go out ``late`` s after their onset; ``counter``: channel 0 counts samples."""
 
     name: str
     ch_names: tuple[str, ...]
@@ -66,7 +67,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Log(msgspec.Struct, frozen=True, eq=False):
-    """What the feeder did. ``pushed`` (n, 2) float64: LSL clock at the push, samples sent by then; ``start`` LSL clock of sample 0."""
+    """What the feeder did.
+
+    ``pushed`` (n, 2) float64: LSL clock at the push, samples sent by then; ``start`` LSL clock of sample 0.
+    """
 
     pushed: Float64
     start: float
@@ -141,9 +145,12 @@ def read_log(path: Path) -> Log:
 
 
 class Measured(msgspec.Struct, frozen=True, eq=False):
-    """One run. ``latency`` (n,) seconds from push to receipt; ``misplaced`` onsets whose sample was not the true one; ``cpu`` seconds of the serving
-    process per second of stream; ``stages`` median seconds per stage as the loop saw it.
-    """  # noqa: D205
+    """One run.
+
+    ``latency`` (n,) seconds from push to receipt; ``misplaced`` onsets whose sample was not the true one; ``cpu`` seconds
+    of the serving process per second of stream; ``stages`` median seconds per stage as the loop saw it; ``memory``
+    resident bytes.
+    """
 
     latency: Float64
     decided: int
@@ -163,7 +170,7 @@ def measure(bundle: Path, plan: Plan) -> Measured:
         received: list[tuple[float, Retrieval]] = []
         memory = 0
         stages: dict[str, float] = {}
-        with Subscriber(endpoint, topics=("retrieval", "stats", "session")) as subscriber:
+        with Subscriber(endpoint, ("retrieval", "stats", "session")) as subscriber:
             deadline = time.monotonic() + 60 + plan.n_samples / plan.sfreq
             while len(received) < plan.n_events and time.monotonic() < deadline and server.poll() is None:
                 got = subscriber.receive(1.0)
@@ -176,7 +183,7 @@ def measure(bundle: Path, plan: Plan) -> Measured:
                     received.append((now, got.message))
                 elif isinstance(got.message, Session) and got.message.state == "refused":
                     raise StreamError("the bench's own stream was refused", got=got.message.reason)
-                elif got.message.topic == "stats":
+                elif isinstance(got.message, Stats):
                     memory = got.message.memory
                     stages = {name: q.p50 for name, q in got.message.latency.items()}
             cpu = _cpu_seconds(server.pid)
@@ -203,18 +210,23 @@ def bench(bundle: str | None, n_events: int, soa: float, chunk: int) -> Iterator
     """Measure one bundle on this machine; yield the report line by line."""
     path = Path(bundle) if bundle else DEMO_BUNDLE
     signal = bundles.read(path).manifest.signal
-    plan = Plan(f"bench-{uuid.uuid4().hex[:8]}", signal.ch_names, signal.sfreq, n_events, soa, chunk, signal.tmin, signal.tmax)
+    plan = Plan(
+        f"bench-{uuid.uuid4().hex[:8]}", signal.ch_names, signal.sfreq, n_events, soa, chunk, signal.tmin, signal.tmax
+    )
     with tempfile.TemporaryDirectory(prefix="streamdec-bench-") as folder:
         if "LSLAPICFG" not in os.environ:
             config = Path(folder) / "lsl_api.cfg"
             config.write_text(loopback(plan.name), encoding="utf-8")
             os.environ["LSLAPICFG"] = str(config)
-        yield f"{len(plan.ch_names)} channels, {plan.sfreq:g} Hz, packets of {chunk}, {n_events} stimuli every {soa:g} s: {plan.n_samples / plan.sfreq:.0f} s"
+        stream = f"{len(plan.ch_names)} channels, {plan.sfreq:g} Hz, packets of {chunk}"
+        yield f"{stream}, {n_events} stimuli every {soa:g} s: takes {plan.n_samples / plan.sfreq:.0f} s"
         run = measure(path, plan)
     if not run.decided:
         raise StreamError("no decision came back", do="run streamdec doctor")
     p50, p95, p99 = 1e3 * np.percentile(run.latency, (50, 95, 99))
-    yield f"push of the last needed sample to receipt: median {p50:.2f} ms, p95 {p95:.2f}, p99 {p99:.2f}, max {1e3 * run.latency.max():.2f}"
+    worst = 1e3 * run.latency.max()
+    spread = f"median {p50:.2f} ms, p95 {p95:.2f}, p99 {p99:.2f}, max {worst:.2f}"
+    yield f"push of the last needed sample to receipt: {spread}"
     for stage, median in run.stages.items():
         yield f"  {stage:9s} median {1e3 * median:8.3f} ms"
     yield f"{run.decided} of {n_events} decided, {run.misplaced} onsets off their sample"

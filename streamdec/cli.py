@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ _QUERY = "key=value[,key=value]: name, type, source_id or predicate of the strea
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     options = parser().parse_args(argv)
+    # One epoch is too small for two threads to help, and on a busy machine waiting for the second one takes 36 ms
+    # instead of 0.5. Read when numpy is first imported, which the commands below do; it also fixes the order of sums.
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
     try:
         return int(options.run(options))
     except ConfigError as error:
@@ -38,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="streamdec",
         description="Shows, live, what a person with an EEG cap is looking at.",
-        epilog="First time? `streamdec demo` plays a simulated subject. With an amplifier: `streamdec doctor BUNDLE`, then "
-        "`streamdec serve BUNDLE`, and `streamdec watch` in a second terminal.",
+        epilog="First time? `streamdec demo` plays a simulated subject. With an amplifier: `streamdec doctor BUNDLE`, "
+        "then `streamdec serve BUNDLE`, and `streamdec watch` in a second terminal.",
     )
     top.add_argument("--version", action="version", version=f"streamdec {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -61,27 +66,40 @@ def parser() -> argparse.ArgumentParser:
     replay = command(
         "replay",
         _replay,
-        "play a recording: as LSL streams in real time, or with --bundle through the loop in this process, as fast as it goes",
+        "play a recording: as LSL streams in real time, or with --bundle through the loop, as fast as it goes",
     )
     replay.add_argument("recording", type=Path, help="XDF, FIF, BrainVision, EDF/BDF, EEGLAB, THINGS raw .npy")
     replay.add_argument("--bundle", help="decode the recording with this bundle instead of playing LSL streams")
     replay.add_argument("--config", type=Path, help="TOML config, as for serve")
     replay.add_argument("--eeg", metavar="QUERY", help=f"EEG stream of the recording: {_QUERY}")
     replay.add_argument("--markers", metavar="QUERY", help="marker stream of the recording, likewise")
-    replay.add_argument("--speed", type=float, help="1 is real time; default: 1 as LSL streams, as fast as it goes with --bundle")
-    replay.add_argument("--from", dest="start", type=float, default=0.0, metavar="S", help="start S seconds into the recording")
+    replay.add_argument(
+        "--speed", type=float, help="1 is real time; default: 1 as LSL streams, as fast as it goes with --bundle"
+    )
+    replay.add_argument(
+        "--from", dest="start", type=float, default=0.0, metavar="S", help="start S seconds into the recording"
+    )
     replay.add_argument("--to", dest="stop", type=float, metavar="S", help="stop S seconds into the recording")
-    replay.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait up to S seconds for someone to listen")
-    replay.add_argument("--output", type=Path, metavar="FILE.jsonl", help="with --bundle: write every message, one JSON a line")
-    replay.add_argument("--verify", action="store_true", help="with --bundle: compare with the results in the recording")
+    replay.add_argument(
+        "--wait", type=float, default=0.0, metavar="S", help="wait up to S seconds for someone to listen"
+    )
+    replay.add_argument(
+        "--output", type=Path, metavar="FILE.jsonl", help="with --bundle: write every message, one JSON a line"
+    )
+    replay.add_argument(
+        "--verify", action="store_true", help="with --bundle: compare with the results in the recording"
+    )
 
     watch = command("watch", _watch, "show the feed as a live table")
     watch.add_argument("--seconds", type=float, help="stop after so many seconds")
+    watch.add_argument("--keys", type=Path, help="this client's folder, made by streamdec keys")
     _feed_options(watch)
 
     demo = command("demo", _demo, "play a simulated subject, decode it live, and show the feed")
     demo.add_argument("--headless", action="store_true", help="print a summary instead of the table")
-    demo.add_argument("--seconds", type=float, help="stop after so many seconds (default: when you press Ctrl-C; 30 with --headless)")
+    demo.add_argument(
+        "--seconds", type=float, help="stop after so many seconds (default: when you press Ctrl-C; 30 with --headless)"
+    )
 
     doctor = command("doctor", _doctor, "list the streams on the network and say whether they fit a bundle")
     doctor.add_argument("bundle", nargs="?", help="bundle to check them against")
@@ -90,14 +108,17 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
     doctor.add_argument("--seconds", type=float, default=5.0, help="how long to listen (default: 5)")
 
-    bench = command("bench", _bench, "measure the latency of this machine: simulated amplifier, real streams, real feed")
+    bench = command(
+        "bench", _bench, "measure the latency of this machine: simulated amplifier, real streams, real feed"
+    )
     bench.add_argument("bundle", nargs="?", help="bundle (default: the demo's)")
     bench.add_argument("--events", type=int, default=200, help="stimuli (default: 200)")
     bench.add_argument("--soa", type=float, default=0.2, help="seconds from one stimulus to the next (default: 0.2)")
     bench.add_argument("--chunk", type=int, default=10, help="samples per packet of the amplifier (default: 10)")
 
-    keys = command("keys", _keys, "make a CURVE key pair for a feed beyond this machine")
-    keys.add_argument("folder", type=Path, help="folder to write the keys to")
+    keys = command("keys", _keys, "make the CURVE keys of a feed that is read on other machines")
+    keys.add_argument("folder", type=Path, help="new folder: the server's keys, and a folder to hand over per client")
+    keys.add_argument("clients", nargs="+", metavar="CLIENT", help="name of somebody who may read the feed")
     return top
 
 
@@ -207,7 +228,7 @@ def _watch(options: argparse.Namespace) -> int:
     from .watch import watch
 
     feed = _config(options).feed
-    with Subscriber(feed.endpoint, feed.snapshot) as subscriber:
+    with Subscriber(feed.endpoint, keys=options.keys) as subscriber:
         watch(subscriber, Console(), seconds=options.seconds)
     return 0
 
@@ -240,16 +261,19 @@ def _bench(options: argparse.Namespace) -> int:
 def _keys(options: argparse.Namespace) -> int:
     from .feed.publisher import make_keys
 
-    for path in make_keys(options.folder):
+    for path in make_keys(options.folder, options.clients):
         _say(str(path))
     return 0
 
 
 def account(counts: Any) -> str:
     """The account of a session in one line."""
-    ends = ", ".join(f"{getattr(counts, end)} {end}" for end in ("decided", "rejected", "lost_data", "late", "cancelled"))
+    ends = ", ".join(
+        f"{getattr(counts, end)} {end}" for end in ("decided", "rejected", "lost_data", "late", "cancelled")
+    )
     refused = ", ".join(f"{getattr(counts, why)} {why}" for why in ("ignored", "duplicate", "garbage"))
-    return f"{counts.markers} markers: {counts.onsets} onsets ({ends}), {refused}; {counts.samples} samples, {counts.gaps} gaps"
+    markers = f"{counts.markers} markers: {counts.onsets} onsets ({ends}), {refused}"
+    return f"{markers}; {counts.samples} samples, {counts.gaps} gaps"
 
 
 def _say(line: str) -> None:

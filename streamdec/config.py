@@ -22,8 +22,8 @@ T = TypeVar("T")
 class InletSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which streams to read.
 
-    ``eeg`` and ``markers`` how to find them; ``wait`` seconds to look for them before giving up, 0 waits for ever; ``stall`` seconds without a sample
-    after which the stream counts as stalled.
+    ``eeg`` and ``markers`` how to find them; ``wait`` seconds to look for them before giving up, 0 waits for ever;
+    ``stall`` seconds without a sample after which the stream counts as stalled.
     """
 
     eeg: StreamQuery = StreamQuery(type="EEG")
@@ -40,7 +40,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole live side: one table per part. ``bundle`` is relative to the config file; ``record`` writes the session there."""
+    """The whole live side: one table per part. ``bundle`` and ``record`` (the session's file) are relative to the config."""
 
     bundle: str = ""
     record: str = ""
@@ -106,7 +106,7 @@ def convert(fields: dict[str, Any], kind: type[T], where: str) -> T:
 
 
 def _refuse_unknown(fields: dict[str, Any], kind: Any, where: str, prefix: str) -> None:
-    """msgspec names the unknown key but not the known ones; a user needs both."""
+    """Msgspec names the unknown key but not the known ones; a user needs both."""
     known = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in fields.items():
         if key not in known:

@@ -48,14 +48,18 @@ def describe(info: StreamInfo) -> str:
     """A stream in one line."""
     rate = f"{info.sfreq:g} Hz" if info.sfreq else "irregular"
     unit = "/".join(sorted({unit or "no unit" for unit in info.units})) or "no unit"
-    return f"{info.name!r} type {info.type!r}, {info.n_chans} channels, {rate}, {info.dtype}, {unit}, from {info.hostname}"
+    return (
+        f"{info.name!r} type {info.type!r}, {info.n_chans} channels, {rate}, {info.dtype}, {unit}, from {info.hostname}"
+    )
 
 
 def examine(config: Config, seconds: float) -> Iterator[Finding]:
     """Look at the streams for ``seconds``, judge them, and rehearse the decoder."""
     visible = find(1.0)
     if not visible:
-        yield Finding("fatal", "no LSL stream in sight; start the amplifier's LSL outlet, check LSLAPICFG and the firewall")
+        yield Finding(
+            "fatal", "no LSL stream in sight; start the amplifier's LSL outlet, check LSLAPICFG and the firewall"
+        )
         return
     for info in visible:
         yield Finding("ok", f"stream {describe(info)}")
@@ -67,7 +71,9 @@ def examine(config: Config, seconds: float) -> Iterator[Finding]:
             yield Finding("fatal", str(error))
             return
         yield from _rehearse(bundle, config)
-    inlet = LslInlet(config.inlet.eeg, None if config.intake.trigger else config.inlet.markers, stall=config.inlet.stall)
+    inlet = LslInlet(
+        config.inlet.eeg, None if config.intake.trigger else config.inlet.markers, stall=config.inlet.stall
+    )
     try:
         inlet.open(max(seconds, 1.0))
         yield Finding("ok", f"reading EEG {describe(inlet.eeg)}")
@@ -111,20 +117,29 @@ def _listen(inlet: Inlet, bundle: Bundle | None, config: Config, seconds: float)
         if intake is None:
             continue
         for output in intake(event):
-            for kind, found in ((Onset, onsets), (Refused, refused), (Notice, notices)):
-                if isinstance(output, kind):
-                    found.append(output)  # type: ignore[attr-defined]
+            if isinstance(output, Onset):
+                onsets.append(output)
+            elif isinstance(output, Refused):
+                refused.append(output)
+            elif isinstance(output, Notice):
+                notices.append(output)
     yield from _samples(samples, seconds, age, kept, inlet.eeg, intake)
-    yield from (Finding("warning", f"{notice.stream}: {notice.reason}") for notice in notices if notice.state == "warning")
+    yield from (
+        Finding("warning", f"{notice.stream}: {notice.reason}") for notice in notices if notice.state == "warning"
+    )
     if inlet.markers is not None and not markers:
-        yield Finding("warning", f"no marker in {seconds:g} s; start the stimulus program, or listen longer with --seconds")
+        yield Finding(
+            "warning", f"no marker in {seconds:g} s; start the stimulus program, or listen longer with --seconds"
+        )
     if bundle is not None and onsets:
         known = set(bundle.gallery.ids)
         strange = sorted({onset.key for onset in onsets} - known)
         text = f"{len(onsets)} onsets, e.g. {onsets[0].text!r} -> {onsets[0].key!r}"
         yield Finding("ok", text if not strange else f"{text}; not in the gallery: {', '.join(strange[:5])}")
     if refused:
-        yield Finding("warning", f"{len(refused)} markers led to no onset, e.g. {refused[0].text!r}: {refused[0].reason}")
+        yield Finding(
+            "warning", f"{len(refused)} markers led to no onset, e.g. {refused[0].text!r}: {refused[0].reason}"
+        )
 
 
 def _samples(
@@ -169,7 +184,8 @@ def _rehearse(bundle: Bundle, config: Config) -> Iterator[Finding]:
         engine(chain(epoch32))
         took.append(time.perf_counter() - begun)
     worst, budget = max(took), config.session.budget or manifest.budgets.get("retrieval", 0.05)
-    text = f"decoder {manifest.method!r}: median {1e3 * float(np.median(took)):.1f} ms, worst {1e3 * worst:.1f} ms per epoch"
+    middle = float(np.median(took))
+    text = f"decoder {manifest.method!r}: median {1e3 * middle:.1f} ms, worst {1e3 * worst:.1f} ms per epoch"
     level: Literal["ok", "warning"] = "ok" if worst < budget else "warning"
     yield Finding(level, f"{text}; budget {1e3 * budget:.0f} ms")
 

@@ -31,9 +31,7 @@ class StreamdecError(Exception):
         The next step for the user.
     """
 
-    def __init__(
-        self, what: str, *, got: object = None, allowed: object = None, do: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, got: object = None, allowed: object = None, do: str | None = None) -> None:
         parts = [what]
         if got is not None:
             parts.append(f"got {got}")

@@ -1,7 +1,7 @@
 """Events -> clean epochs: clock, channels, filters, ring, epochs, quality.
 
-Live decoding, replay and offline preparation of a recording run this one class over the same events, so they cut the same
-samples. What it hands out depends on the events and their order alone, never on the time of day.
+Live decoding, replay and offline preparation of a recording run this one class over the same events, so they cut the
+same samples. What it hands out depends on the events and their order alone, never on the time of day.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _RATE_AFTER = 10.0  # seconds of stamps before the effective rate is judged
 class IntakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the stream is taken in.
 
-    ``ring_seconds`` how late a marker may come (plus the epoch). ``unit`` overrides what the header says ("microvolts", "volts").
-    ``positional`` take the bundle's channels by position, for streams without labels. ``max_interpolated_channels`` how many of the bundle's
-    channels may be missing or bad. ``rate_tolerance`` accepted deviation of the effective rate, as a fraction; a quarter of it warns.
-    ``trigger`` take onsets from a channel of the EEG stream instead of a marker stream. ``catch_up_seconds`` an epoch completed later than this
-    after it was due is flagged "catch_up".
+    ``ring_seconds`` how late a marker may come (plus the epoch). ``unit`` overrides the header's, such as "volts".
+    ``positional`` take the bundle's channels by position, for streams without labels. ``max_interpolated_channels``
+    how many of the bundle's channels may be missing or bad. ``rate_tolerance`` accepted deviation of the effective
+    rate, as a fraction; a quarter of it warns. ``trigger`` take onsets from a channel of the EEG stream instead of a
+    marker stream. ``catch_up_seconds`` an epoch completed later than this after it was due is flagged "catch_up".
     """
 
     ring_seconds: float = 30.0
@@ -76,14 +76,17 @@ class Intake:
         The EEG stream.
     settings : IntakeSettings
     horizons : tuple of float
-        Seconds after the onset at which an epoch is handed out, ascending; the last is the signal's ``tmax``. Default: ``(tmax,)``.
+        Seconds after the onset at which an epoch is handed out, ascending; the last is the signal's ``tmax``.
+        Default: ``(tmax,)``.
     channel_sd : mapping of str to float
-        Robust standard deviation per channel, microvolt, that the decoder was trained on; empty switches the scale check off.
+        Robust standard deviation per channel, microvolt, that the decoder was trained on; empty switches the scale
+        check off.
 
     Raises
     ------
     StreamMismatch
-        The stream does not fit: rate, channels, unit. The scale and the effective rate are judged once enough samples are in.
+        The stream does not fit: rate, channels, unit. The scale and the effective rate are judged once enough samples
+        are in.
     """
 
     def __init__(
@@ -191,17 +194,21 @@ class Intake:
         return [Notice(event.state, event.stream, event.reason, event.arrival)]
 
     def _discontinuity(self, run: Run, arrival: float, out: list[Output]) -> None:
+        """Keep the ring aligned over what is missing. Filters ride over a gap that epochs may, else they start anew."""
+        bridged = not run.new_segment and run.missing <= self.settings.epochs.interpolate_missing
         if run.missing:
             self.ring.skip(run.missing, float(run.times[0]))
         if run.new_segment:
             self.epochs.segment(run.position, run.reason)
-        if run.position == 0:
-            return
-        self.filter.reset()
-        self.epochs.settling(run.position + self.filter.settling)
+        if bridged:
+            self.filter(np.full((len(self._present), run.missing), np.nan, np.float32))
+        else:
+            self.filter.reset()
+            self.epochs.settling(run.position + self.filter.settling)
         if self.trigger is not None:
             self.trigger.reset()
-        out.append(Notice("gap", "eeg", run.reason or f"{run.missing} samples missing", arrival))
+        if run.position:
+            out.append(Notice("gap", "eeg", run.reason or f"{run.missing} samples missing", arrival))
 
     def _clean(self, epoch: Epoch, arrival: float) -> Epoch | Ended | None:
         """Judge the channels, fill in what may be filled in, bring the epoch to the bundle's channels.
@@ -244,7 +251,9 @@ class Intake:
                 do="check the amplifier's rate, or raise intake.rate_tolerance",
             )
         if off > tolerance / 4:
-            return [Notice("warning", "eeg", f"effective rate {effective:.3f} Hz, not {self.signal.sfreq:g} Hz", arrival)]
+            return [
+                Notice("warning", "eeg", f"effective rate {effective:.3f} Hz, not {self.signal.sfreq:g} Hz", arrival)
+            ]
         return []
 
     def _unit_factors(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]] | None:

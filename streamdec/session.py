@@ -1,7 +1,8 @@
 """The hot loop: the only file that knows both ends.
 
-A session is a function of its events. Every event goes to the recorder, through the intake, and what comes out is decoded and
-published before the next event is looked at: one thread, no hand-off. Only latencies depend on the time of day.
+A session is a function of its events. Every event goes to the recorder, through the intake, and what comes out is
+decoded and published before the next event is looked at: one thread, no hand-off. Only latencies depend on the time
+of day.
 """
 
 from __future__ import annotations
@@ -46,11 +47,14 @@ class Tape(Protocol):
     dropped: int
 
     @property
-    def broken(self) -> str: ...
+    def broken(self) -> str:
+        """Why nothing more is kept, "" while all is well."""
 
-    def event(self, event: Event) -> None: ...
+    def event(self, event: Event) -> None:
+        """Keep what came in. Never waits."""
 
-    def message(self, header: bytes) -> None: ...
+    def message(self, header: bytes) -> None:
+        """Keep what went out. Never waits."""
 
 
 class MemoryOutlet:
@@ -75,8 +79,8 @@ class MemoryOutlet:
 class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What each decision says.
 
-    ``top_k`` candidates per decision; ``embedding`` send the query embedding along; ``budget`` seconds from the moment the epoch's last sample
-    was due to the published retrieval, None for the bundle's own.
+    ``top_k`` candidates per decision; ``embedding`` send the query embedding along; ``budget`` seconds from the
+    moment the epoch's last sample was due to the published retrieval, None for the bundle's own.
     """
 
     top_k: int = 5
@@ -117,7 +121,9 @@ class Session:
         self.gallery: Gallery = bundle.gallery
         self._engines, self._outlet, self._clock, self._tape, self._settings = engines, outlet, clock, tape, settings
         signal = bundle.manifest.signal
-        self._chains = {head.horizon: Chain(signal.until(head.horizon), bundle.arrays) for head in bundle.manifest.heads}
+        self._chains = {
+            head.horizon: Chain(signal.until(head.horizon), bundle.arrays) for head in bundle.manifest.heads
+        }
         self._budget = settings.budget or bundle.manifest.budgets.get("retrieval", 0.05)
         self.telemetry = Telemetry(STAGES)
         self._ends: dict[Outcome, int] = dict.fromkeys(("decided", "rejected", "lost_data", "late", "cancelled"), 0)
@@ -178,7 +184,8 @@ class Session:
     def close(self, reason: str) -> schema.Counts:
         """Cancel what is open, say bye with the final account, and return it.
 
-        The account adds up: every marker is ignored, a duplicate, garbage or an onset, and every onset has exactly one end.
+        The account adds up: every marker is ignored, a duplicate, garbage or an onset, and every onset has exactly
+        one end.
         """
         for ended in self.intake.close(self._now):
             self._end(ended.onset, ended.outcome, ended.reason)
@@ -277,9 +284,7 @@ class Session:
         self._publish(schema.Epoch(key=onset.key, onset_time=onset.time, outcome=outcome, reason=reason))
 
     def _notice(self, notice: Notice) -> None:
-        self._publish(
-            schema.Session(state=notice.state, time=notice.time, stream=notice.stream, reason=notice.reason)
-        )
+        self._publish(schema.Session(state=notice.state, time=notice.time, stream=notice.stream, reason=notice.reason))
 
     def _second(self) -> None:
         clock = self.intake.clock
@@ -304,13 +309,15 @@ class Session:
             self._publish(schema.Session(state="unrecorded", time=self._now, reason=self._tape.broken))
 
     def _publish_gallery(self) -> None:
-        entries, frames, payloads = [], [], []
+        entries: list[schema.GalleryEntry] = []
+        frames: list[bytes] = []
+        payloads: list[schema.Payload] = []
         for id_, label in zip(self.gallery.ids, self.gallery.labels, strict=True):
             picture = self.bundle.thumbnail(id_)
             if picture is not None:
-                payloads.append(schema.Payload(frame=len(frames), kind="image", media=picture.media))
-                frames.append(picture.data)
-            entries.append(schema.GalleryEntry(id_, label, len(frames) - 1 if picture is not None else None))
+                payloads.append(schema.image(len(frames), picture, id_))
+                frames.append(picture)
+            entries.append(schema.GalleryEntry(id_, label, None if picture is None else len(frames) - 1))
         self._publish(schema.Gallery(kind=self.gallery.kind, entries=tuple(entries), payloads=tuple(payloads)), frames)
 
     def _publish(self, message: schema.AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
@@ -336,4 +343,3 @@ def run(inlet: Inlet, session: Session, stopped: Callable[[], bool], poll: float
         if not isinstance(event, (Chunk, Marker)) and getattr(event, "state", "") == "ended":
             return "end of recording"
     return "stopped"
-

@@ -35,7 +35,7 @@ class Histogram:
         if not self.n:
             return 0.0
         place = int(np.searchsorted(np.cumsum(self.counts), math.ceil(q * self.n)))
-        return min(_LOW * 10.0 ** ((place + 0.5) / _PER_DECADE), self.max)
+        return min(_LOW * math.pow(10.0, (place + 0.5) / _PER_DECADE), self.max)
 
 
 class Telemetry:

@@ -58,9 +58,9 @@ class StreamInfo(msgspec.Struct, frozen=True):
 class Chunk(msgspec.Struct, frozen=True, eq=False):
     """EEG samples as pulled.
 
-    ``data`` (n_chans, n_times) float32, in the stream's own unit and channel order. ``stamps`` (n_times,) float64, sender's
-    clock, raw. ``arrival`` LSL clock, when the pull returned. A live inlet hands out views of its own buffers: they hold
-    until the next pull.
+    ``data`` (n_chans, n_times) float32, in the stream's own unit and channel order. ``stamps`` (n_times,) float64,
+    sender's clock, raw. ``arrival`` LSL clock, when the pull returned. A live inlet hands out views of its own
+    buffers: they hold until the next pull.
     """
 
     data: Float32
@@ -79,7 +79,8 @@ class Marker(msgspec.Struct, frozen=True):
 class ClockOffset(msgspec.Struct, frozen=True):
     """A measured clock offset: LSL clock = sender's clock + ``value``.
 
-    ``value`` and ``uncertainty`` in seconds (uncertainty: half the round trip, NaN where unknown); ``arrival`` LSL clock.
+    ``value`` and ``uncertainty`` in seconds (uncertainty: half the round trip, NaN where unknown); ``arrival`` LSL
+    clock.
     """
 
     stream: StreamRole
@@ -91,9 +92,9 @@ class ClockOffset(msgspec.Struct, frozen=True):
 class Connection(msgspec.Struct, frozen=True):
     """A stream's connection changed. ``arrival`` LSL clock. ``info`` is set when a stream was found (again).
 
-    ``connected`` first contact · ``stalled`` no sample for too long · ``resumed`` samples again, same connection · ``lost`` the
-    source is gone · ``found`` connected anew, header fits: a new clock segment begins · ``refused`` a stream came back that does
-    not fit, ``reason`` says why · ``ended`` a recording is at its end.
+    ``connected`` first contact · ``stalled`` no sample for too long · ``resumed`` samples again, same connection ·
+    ``lost`` the source is gone · ``found`` connected anew, header fits: a new clock segment begins · ``refused`` a
+    stream came back that does not fit, ``reason`` says why · ``ended`` a recording is at its end.
     """
 
     stream: StreamRole
@@ -109,8 +110,8 @@ Event: TypeAlias = Chunk | Marker | ClockOffset | Connection
 class Onset(msgspec.Struct, frozen=True):
     """A stimulus came on.
 
-    ``key`` stimulus key; ``time`` LSL clock, seconds; ``text`` the marker as received; ``arrival`` LSL clock. ``position`` is the ring
-    sample where a trigger channel saw the edge, None where only the time is known.
+    ``key`` stimulus key; ``time`` LSL clock, seconds; ``text`` the marker as received; ``arrival`` LSL clock.
+    ``position`` is the ring sample where a trigger channel saw the edge, None where only the time is known.
     """
 
     key: str
@@ -126,11 +127,11 @@ Outcome = Literal["decided", "rejected", "lost_data", "late", "cancelled"]
 class Epoch(msgspec.Struct, frozen=True, eq=False):
     """The window around one onset, as cut from the ring.
 
-    ``data`` (n_chans, n_times) float32, in the unit the montage delivers (microvolt). ``first`` ring position of its first sample.
-    ``onset_sample`` ring position of the onset; ``residual`` onset time minus that sample's time, seconds. ``horizon`` seconds after the
-    onset up to which samples are in; ``final`` it is the last horizon. ``due`` LSL clock at which its last sample was due.
-    ``n_interpolated`` missing samples that were filled in, ``interpolated_channels`` the channels that were. ``flags`` such as "settling"
-    or "catch_up".
+    ``data`` (n_chans, n_times) float32, in the unit the montage delivers (microvolt). ``first`` ring position of its
+    first sample. ``onset_sample`` ring position of the onset; ``residual`` onset time minus that sample's time,
+    seconds. ``horizon`` seconds after the onset up to which samples are in; ``final`` it is the last horizon. ``due``
+    LSL clock at which its last sample was due. ``n_interpolated`` missing samples that were filled in,
+    ``interpolated_channels`` the channels that were. ``flags`` such as "settling" or "catch_up".
     """
 
     onset: Onset

@@ -61,7 +61,12 @@ assert threading.active_count() == 1, threading.enumerate()
 """
     environment = {key: value for key, value in os.environ.items() if key != "HOME"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -40,7 +40,7 @@ def test_shipped_configs_load() -> None:
         ("[session]\ntop_k = 'five'", ["session.top_k", "int"]),
         ("[session]\nbudget = '50 ms'", ["session.budget", "float"]),
         ("[evidence]\nstop_probability = 2.0", ["stop_probability", "2.0"]),
-        ("[feed]\nendpoint = 'tcp://0.0.0.0:5650'", ["0.0.0.0", "keys"]),
+        ("[feed]\nendpoint = 'tcp://0.0.0.0:5650'", ["0.0.0.0", "keys"]),  # noqa: S104 - it must be refused
         ("[intake.markers]\npattern = '('", ["pattern"]),
         ("bundle = ", ["not TOML"]),
     ],

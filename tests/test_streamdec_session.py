@@ -85,7 +85,10 @@ def test_any_packets_give_the_same_results(bundle: Bundle, sizes: list[int]) -> 
     data, onsets, keys = presentation(12)
     whole, _ = play(bundle, events(data, onsets, keys, itertools.repeat(1)))
     packed, _ = play(bundle, events(data, onsets, keys, itertools.cycle(sizes)))
-    strip = [[schema.essence(m) for m in of(outlet, schema.Retrieval) if "catch_up" not in m.flags] for outlet in (whole, packed)]
+    strip = [
+        [schema.essence(m) for m in of(outlet, schema.Retrieval) if "catch_up" not in m.flags]
+        for outlet in (whole, packed)
+    ]
     late = len(of(packed, schema.Retrieval)) - len(strip[1])
     assert late or strip[0] == strip[1]
 
@@ -130,7 +133,11 @@ def test_garbage_twice_and_ignored(bundle: Bundle) -> None:
     at = next(i for i, e in enumerate(script) if isinstance(e, Marker))
     marker = script[at]
     assert isinstance(marker, Marker)
-    script[at:at] = [marker, Marker("", marker.stamp, marker.arrival), Marker('{"ev": "pause"}', marker.stamp, marker.arrival)]
+    script[at:at] = [
+        marker,
+        Marker("", marker.stamp, marker.arrival),
+        Marker('{"ev": "pause"}', marker.stamp, marker.arrival),
+    ]
     _, counts = play(bundle, script)
     assert (counts.decided, counts.duplicate, counts.garbage, counts.ignored) == (6, 1, 1, 1)
     assert adds_up(counts)
@@ -165,7 +172,9 @@ def test_flat_and_nan_channels_are_filled_in_and_said(bundle: Bundle) -> None:
     decisions = of(outlet, schema.Retrieval)
     assert counts.decided == 30
     assert all("Oz" in d.interpolated_channels for d in decisions)
-    touched = [("P4" in d.interpolated_channels) == (o - 25 <= 700 < o + 126) for d, o in zip(decisions, onsets, strict=True)]
+    touched = [
+        ("P4" in d.interpolated_channels) == (o - 25 <= 700 < o + 126) for d, o in zip(decisions, onsets, strict=True)
+    ]
     assert all(touched)
     assert all(np.isfinite([c.score for c in d.candidates]).all() for d in decisions)
 

@@ -18,14 +18,18 @@ from streamdec.decode.manifest import Calibration, Head, Manifest
 from streamdec.signal.spec import Baseline, Resample, Signal
 
 
-def nice_bundle(path: Path, ch_names: tuple[str, ...], sfreq: float = 1000.0, n_gallery: int = 200, dim: int = 1024) -> Path:
-    """Write the bundle: -0.2..0.799 s at ``sfreq``, baseline, 250 Hz, (n_chans, 250) -> ``dim``, ``n_gallery`` candidates."""
+def nice_bundle(
+    path: Path, ch_names: tuple[str, ...], sfreq: float = 1000.0, n_gallery: int = 200, dim: int = 1024
+) -> Path:
+    """Write the bundle: the last 0.2 s and the next 0.8 s at ``sfreq``, baseline, 250 Hz, (n_chans, 250) -> ``dim``."""
     torch.manual_seed(0)
     steps = (Baseline(-0.2, 0.0), Resample(250.0))
     signal = Signal(ch_names, sfreq, -0.2, 0.799 if sfreq == 1000 else 0.8 - 1 / sfreq, steps=steps)
     shape = (len(ch_names), 250)
     encoder = NiceEncoder(Nice(*shape, n_features=dim), shape, dim)
-    head = Head(horizon=signal.tmax, encoder="encoder.onnx", shape=shape, dim=dim, calibration=Calibration((1,), (20.0,)))
+    head = Head(
+        horizon=signal.tmax, encoder="encoder.onnx", shape=shape, dim=dim, calibration=Calibration((1,), (20.0,))
+    )
     features = np.random.default_rng(0).normal(size=(n_gallery, dim)).astype(np.float32)
     ids = [str(i + 1) for i in range(n_gallery)]
     manifest = Manifest(

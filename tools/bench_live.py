@@ -1,12 +1,12 @@
 """The live figures, ours against the peers, alternating in one run.
 
     python tools/bench_live.py full --runs 3        event to result, against a script on today's libraries
-    python tools/bench_live.py epochs --runs 3      the same without the encoder, against a bare loop; CPU against the peer
-    python tools/bench_live.py late                 markers up to (ring - window) late
-    python tools/bench_live.py load --minutes 10    256 channels at 4 kHz, a stimulus every 50 ms
+    python tools/bench_live.py epochs --runs 3      the same without the encoder, against a bare loop; CPU against the
+    peer python tools/bench_live.py late                 markers up to (ring - window) late python tools/bench_live.py
+    load --minutes 10    256 channels at 4 kHz, a stimulus every 50 ms
 
-The peers are programs outside this repository (environment variable STREAMDEC_PEERS, default ../shared/peers); `full` and
-`epochs` need what they need: mne-lsl, torch, psutil.
+The peers are programs outside this repository (environment variable STREAMDEC_PEERS, default ../shared/peers); `full`
+and `epochs` need what they need: mne-lsl, torch, psutil.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def tag() -> str:
 
 def quantiles(seconds: np.ndarray) -> dict[str, float]:
     """Milliseconds."""
-    return {name: round(1e3 * float(np.percentile(seconds, q)), 3) for name, q in (("p50", 50), ("p99", 99), ("max", 100))}
+    return {
+        name: round(1e3 * float(np.percentile(seconds, q)), 3) for name, q in (("p50", 50), ("p99", 99), ("max", 100))
+    }
 
 
 def show(row: str, **figures: object) -> None:
@@ -73,7 +75,15 @@ def full(runs: int, n_events: int) -> None:
             run = measure(bundle, plan)
             ours.append(run.latency)
             stages = {name: round(1e3 * value, 3) for name, value in run.stages.items()}
-            show("full", who="streamdec", n=run.decided, **quantiles(run.latency), off=run.misplaced, cpu=round(run.cpu, 4), stages=stages)
+            show(
+                "full",
+                who="streamdec",
+                n=run.decided,
+                **quantiles(run.latency),
+                off=run.misplaced,
+                cpu=round(run.cpu, 4),
+                stages=stages,
+            )
     ratio("full", ours, theirs, {"p50": 1 / 6, "p99": 1 / 4})
 
 
@@ -84,7 +94,14 @@ def peer_full(plan: Plan, folder: Path) -> tuple[np.ndarray, int, float]:
     feeder, log_path = start_feeder(plan, folder)
     endpoint = f"tcp://127.0.0.1:{20000 + os.getpid() % 20000}"
     command = [sys.executable, str(PEERS / "mne_lsl_peer.py"), "--eeg", plan.name, "--markers", f"{plan.name}-markers"]
-    command += ["--n-events", str(plan.n_events), "--endpoint", endpoint, "--timeout", str(plan.n_samples / plan.sfreq + 30)]
+    command += [
+        "--n-events",
+        str(plan.n_events),
+        "--endpoint",
+        endpoint,
+        "--timeout",
+        str(plan.n_samples / plan.sfreq + 30),
+    ]
     context = zmq.Context()
     subscriber = context.socket(zmq.SUB)
     subscriber.subscribe(b"")
@@ -113,7 +130,15 @@ def ratio(row: str, ours: list[np.ndarray], theirs: list[np.ndarray], bars: dict
     for name, bar in bars.items():
         a = np.median([np.percentile(x, percentile[name]) for x in ours])
         b = np.median([np.percentile(x, percentile[name]) for x in theirs])
-        show(row, figure=name, ours_ms=round(1e3 * a, 3), theirs_ms=round(1e3 * b, 3), ratio=round(a / b, 4), bar=round(bar, 4), met=bool(a / b <= bar))
+        show(
+            row,
+            figure=name,
+            ours_ms=round(1e3 * a, 3),
+            theirs_ms=round(1e3 * b, 3),
+            ratio=round(a / b, 4),
+            bar=round(bar, 4),
+            met=bool(a / b <= bar),
+        )
 
 
 # --- without the encoder ---------------------------------------------------------------------------------------------
@@ -128,7 +153,10 @@ def epochs(runs: int, n_events: int) -> None:
         collected["peer"].append(peer_json("mne_lsl_epochs.py", n_events))
         for who in collected:
             show("epochs", who=who, **collected[who][-1])
-    middle = {who: {k: float(np.median([run[k] for run in each])) for k in ("p50", "p99", "cpu")} for who, each in collected.items()}
+    middle = {
+        who: {k: float(np.median([run[k] for run in each])) for k in ("p50", "p99", "cpu")}
+        for who, each in collected.items()
+    }
     us, floor, peer = middle["streamdec"], middle["floor"], middle["peer"]
     for name, bar in (("p50", 1.3), ("p99", 2.0)):
         r = us[name] / floor[name]
@@ -146,7 +174,13 @@ def peer_json(script: str, n_events: int) -> dict[str, float]:
     push = result["after_push"]
     off = result.get("off") or result.get("start_offset_samples")
     cpu = result.get("cpu_pct", result.get("consumer_cpu_pct")) / 100
-    return {"p50": push["p50"], "p99": push["p99"], "cpu": cpu, "n": push["n"], "off": sum(n for k, n in off.items() if int(k))}
+    return {
+        "p50": push["p50"],
+        "p99": push["p99"],
+        "cpu": cpu,
+        "n": push["n"],
+        "off": sum(n for k, n in off.items() if int(k)),
+    }
 
 
 def our_epochs(n_events: int, late: float = 0.0, ring_seconds: float = 30.0) -> dict[str, float]:
@@ -165,13 +199,21 @@ def our_epochs(n_events: int, late: float = 0.0, ring_seconds: float = 30.0) -> 
     off = seen[:, 2].astype(int) - (plan.onsets[events] + round(plan.tmin * plan.sfreq))
     after = 1e3 * (seen[:, 0] - log.push_of(plan.last_needed[events] + off))
     p50, p99 = np.percentile(after, (50, 99))
-    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "cpu": round(cpu, 4), "n": len(seen), "off": int(np.sum(off != 0))}
+    return {
+        "p50": round(float(p50), 3),
+        "p99": round(float(p99), 3),
+        "cpu": round(cpu, 4),
+        "n": len(seen),
+        "off": int(np.sum(off != 0)),
+    }
 
 
 def intake(plan: Plan, out: Path, ring_seconds: float) -> None:
     """The program of that process: events -> epochs, nothing else."""
     signal = Signal(plan.ch_names, plan.sfreq, plan.tmin, plan.tmax)
-    settings = IntakeSettings(ring_seconds=ring_seconds, quality=QualitySettings.off(), max_interpolated_channels=len(plan.ch_names))
+    settings = IntakeSettings(
+        ring_seconds=ring_seconds, quality=QualitySettings.off(), max_interpolated_channels=len(plan.ch_names)
+    )
     inlet = LslInlet(StreamQuery(name=plan.name), StreamQuery(name=f"{plan.name}-markers"))
     inlet.open(20.0)
     taken = Intake(signal, inlet.eeg, settings)
@@ -194,7 +236,15 @@ def late(n_events: int) -> None:
     """Markers as late as the ring allows: every one must be served, at its own sample."""
     for seconds in (1.9, 10.0, 29.0):
         result = our_epochs(n_events, late=seconds)
-        show("late", late_s=seconds, ring_s=30.0, served=result["n"], of=n_events, off=result["off"], met=result["n"] == n_events and not result["off"])
+        show(
+            "late",
+            late_s=seconds,
+            ring_s=30.0,
+            served=result["n"],
+            of=n_events,
+            off=result["off"],
+            met=result["n"] == n_events and not result["off"],
+        )
 
 
 # --- load ------------------------------------------------------------------------------------------------------------
@@ -210,7 +260,17 @@ def load(minutes: float) -> None:
         n_events = int(minutes * 60 / 0.05)
         plan = Plan(tag(), names, 4000.0, n_events, soa=0.05, chunk=40, tmax=0.799)
         run = measure(bundle, plan)
-    show("load", minutes=minutes, events=n_events, decided=run.decided, off=run.misplaced, **quantiles(run.latency), cpu=round(run.cpu, 3), memory_mb=run.memory // 10**6, met=run.decided == n_events)
+    show(
+        "load",
+        minutes=minutes,
+        events=n_events,
+        decided=run.decided,
+        off=run.misplaced,
+        **quantiles(run.latency),
+        cpu=round(run.cpu, 3),
+        memory_mb=run.memory // 10**6,
+        met=run.decided == n_events,
+    )
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """One hour of a real RSVP timeline through the loop, as fast as it goes: speed, memory, and the same results twice.
 
-    python tools/bench_replay.py ../shared/data/things_eeg1/sub-02_task-rsvp_events.tsv [--bundle BUNDLE] [--seconds 600]
+    python tools/bench_replay.py ../shared/data/things_eeg1/sub-02_task-rsvp_events.tsv [--bundle BUNDLE] [--seconds
+    600]
 
-Markers come from the events table (column `onset`, samples at 1 kHz); the signal is noise. Nothing is held in memory but one
-block of it, so the figures are the loop's own.
+Markers come from the events table (column `onset`, samples at 1 kHz); the signal is noise. Nothing is held in memory
+but one block of it, so the figures are the loop's own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class TimelineInlet:
 
     def __init__(self, ch_names: tuple[str, ...], onsets: np.ndarray, keys: list[str], packet: int) -> None:
         n_chans = len(ch_names)
-        self.eeg = StreamInfo("timeline", "EEG", n_chans, SFREQ, "float32", ch_names=ch_names, units=("microvolts",) * n_chans)
+        self.eeg = StreamInfo(
+            "timeline", "EEG", n_chans, SFREQ, "float32", ch_names=ch_names, units=("microvolts",) * n_chans
+        )
         self.markers = StreamInfo("timeline-markers", "Markers", 1, 0.0, "string")
         self._block = np.random.default_rng(0).normal(0, 10, (997 * packet, n_chans)).astype(np.float32).T
         self._onsets, self._keys, self._packet = onsets, keys, packet

@@ -1,6 +1,6 @@
 """configs/README.md from the settings themselves: every key, its type, its default, its unit.
 
-    python tools/make_config_docs.py [--check]
+python tools/make_config_docs.py [--check]
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "configs" / "README.md"
 HEAD = """# Configs
 
-Made from the settings by `python tools/make_config_docs.py`; do not edit. Unknown keys, wrong types and wrong values are refused when a
-file is loaded, with the key, what was got and what is allowed.
+Made from the settings by `python tools/make_config_docs.py`; do not edit. Unknown keys, wrong types and wrong values
+are refused when a file is loaded, with the key, what was got and what is allowed.
 
 - `live/`: `streamdec serve --config FILE`
 - `methods/` and `data/`: `streamdec-train fit` and `streamdec-train prepare`
@@ -37,11 +37,13 @@ def describe(kind: type, title: str, prefix: str = "") -> list[str]:
         options = [t for t in (typing.get_args(hints[field.name]) or (hints[field.name],)) if inspect.isclass(t)]
         struct = next((t for t in options if issubclass(t, msgspec.Struct)), None)
         key = f"{prefix}{field.encode_name}"
-        if struct is not None and not typing.get_origin(hints[field.name]) in (tuple, list, dict):
+        if struct is not None and typing.get_origin(hints[field.name]) not in (tuple, list, dict):
             nested.append((key, struct))
             lines.append(f"| `{key}` | table, see below | {'none' if type(None) in options else ''} |")
             continue
-        default = "required" if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT else ""
+        default = (
+            "required" if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT else ""
+        )
         if not default:
             value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
             default = f"`{value!r}`"

@@ -49,6 +49,15 @@ def embedding(frame: int, array: npt.NDArray[np.generic], id: str = "") -> Paylo
     return Payload(frame, "embedding", dtype=array.dtype.newbyteorder("<").str, shape=array.shape, id=id)
 
 
+_MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/webp"}
+
+
+def image(frame: int, picture: bytes, id: str = "") -> Payload:
+    """Describe an encoded ``picture`` (PNG, JPEG or WebP) as payload ``frame``."""
+    media = next((media for magic, media in _MAGIC.items() if picture.startswith(magic)), "application/octet-stream")
+    return Payload(frame, "image", media=media, id=id)
+
+
 class Timing(msgspec.Struct, frozen=True):
     """When each stage of one result was done. The only fields that differ when a session is replayed.
 
@@ -237,7 +246,7 @@ SessionState: TypeAlias = Literal[
     "refused",
     "gap",
     "unrecorded",
-    "draining",
+    "warning",
     "ended",
 ]
 
@@ -260,19 +269,7 @@ class Session(Message, frozen=True, kw_only=True, tag="session", tag_field="topi
     counts : the account so far.
     """
 
-    state: Literal[
-        "started",
-        "connected",
-        "stalled",
-        "resumed",
-        "lost",
-        "found",
-        "refused",
-        "gap",
-        "unrecorded",
-        "draining",
-        "ended",
-    ]
+    state: SessionState
     time: float
     stream: Literal["", "eeg", "markers"] = ""
     reason: str = ""

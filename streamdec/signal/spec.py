@@ -1,6 +1,7 @@
 """What a decoder wants done to the signal: the part of a bundle's manifest that training and the live loop share.
 
-A :class:`Signal` is data. :mod:`.filters` runs its ``filters`` on the stream, :mod:`.chain` its ``steps`` on each epoch.
+A :class:`Signal` is data. :mod:`.filters` runs its ``filters`` on the stream, :mod:`.chain` its ``steps`` on each
+epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class BandPass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ban
 
 
 class Notch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="notch", tag_field="kind"):
-    """Causal notch at ``freq`` Hz and ``harmonics - 1`` multiples of it; ``quality`` is centre frequency over bandwidth."""
+    """Causal notch at ``freq`` Hz and ``harmonics - 1`` multiples; ``quality`` is centre frequency over bandwidth."""
 
     freq: float
     quality: float = 30.0
@@ -29,7 +30,7 @@ class Notch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="notch"
 
 
 class LineNoise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="line_noise", tag_field="kind"):
-    """Adaptive cancellation of the mains at ``freq`` Hz: sine and cosine fitted per channel, forgotten over ``window`` s."""
+    """Adaptive cancellation of the mains at ``freq`` Hz: sine and cosine fitted per channel over ``window`` s."""
 
     freq: float
     harmonics: int = 1
@@ -53,7 +54,7 @@ class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="bas
 
 
 class Resample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="resample", tag_field="kind"):
-    """Fourier resampling of the epoch to ``sfreq`` Hz, numerically mne.Epochs.resample (1201 samples at 1 kHz -> 300 at 250 Hz)."""
+    """Fourier resampling of the epoch to ``sfreq`` Hz, numerically mne.Epochs.resample (1201 samples -> 300)."""
 
     sfreq: float
 
@@ -71,7 +72,7 @@ class Pick(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pick", 
 
 
 class Whiten(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="whiten", tag_field="kind"):
-    """Multiply by the symmetric (n_chans, n_chans) matrix stored under ``array``: multivariate noise normalisation (MVNN)."""
+    """Multiply by the symmetric (n_chans, n_chans) matrix ``array``: multivariate noise normalisation (MVNN)."""
 
     array: str = "whitener"
 
@@ -83,7 +84,7 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="scale"
 
 
 class Standardise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="standardise", tag_field="kind"):
-    """Subtract the (n_chans,) means stored under ``mean`` and divide by the (n_chans,) deviations stored under ``std``."""
+    """Subtract the (n_chans,) means in array ``mean`` and divide by the (n_chans,) deviations in array ``std``."""
 
     mean: str = "mean"
     std: str = "std"
@@ -101,9 +102,9 @@ Step: TypeAlias = Reference | Baseline | Resample | Drop | Pick | Whiten | Scale
 class Signal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From the stream to the encoder's input.
 
-    ``ch_names`` the channels the epoch is cut with, in order; ``sfreq`` rate of the stream in Hz; ``tmin``..``tmax`` the epoch in seconds
-    around the onset, both ends included; ``filters`` run causally on the stream in the stream's rate; ``steps`` run on each epoch.
-    Samples are microvolts throughout.
+    ``ch_names`` the channels the epoch is cut with, in order; ``sfreq`` rate of the stream in Hz; ``tmin``..``tmax``
+    the epoch in seconds around the onset, both ends included; ``filters`` run causally on the stream in the stream's
+    rate; ``steps`` run on each epoch. Samples are microvolts throughout.
     """
 
     ch_names: tuple[str, ...]

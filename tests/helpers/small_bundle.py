@@ -108,7 +108,12 @@ def presentation(
 
 
 def events(
-    data: np.ndarray, onsets: np.ndarray, keys: Sequence[str], packets: Iterator[int], start: float = 1000.0, late: float = 0.0
+    data: np.ndarray,
+    onsets: np.ndarray,
+    keys: Sequence[str],
+    packets: Iterator[int],
+    start: float = 1000.0,
+    late: float = 0.0,
 ) -> list[Event]:
     """The same signal in any packets; each marker comes ``late`` seconds after its sample."""
     out: list[Event] = []
