@@ -1,4 +1,4 @@
-"""What becomes of timestamps when samples are lost: streamdec's inlet and clock beside liblsl's own smoothing, in one run.
+"""What becomes of timestamps when samples are lost: our inlet and clock beside liblsl's smoothing, in one run.
 
 A feeder process plays an amplifier (1 kHz, 10-sample chunks, each sample's true time in its channels) with a fault. Two
 inlets of this process read it: LslInlet with SampleClock, and liblsl's with all its processing flags. Printed is the
@@ -37,7 +37,7 @@ _BEFORE, _SETTLE, _FOLLOW = 5.0, _SFREQ // 10, 10.0  # s before the fault, sampl
 
 
 def feed(name: str, epoch: float, true_rate: float, gap_at: float) -> None:
-    """Play until killed; half a second is dropped at ``gap_at`` s. Channels: sample counter, true time since ``epoch``."""
+    """Play until killed, without the half second after ``gap_at`` s. Channels: counter, true time since ``epoch``."""
     outlet = LslOutlet(StreamInfo(name, "EEG", 2, float(_SFREQ), "double64", name))
     print("ready", flush=True)
     start, n = local_clock() + 0.1, 0
@@ -72,8 +72,8 @@ class Bench:
     def start(self) -> None:
         """Start the feeder."""
         self.feeder = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
-        assert self.feeder.stdout is not None
-        self.feeder.stdout.readline()
+        if self.feeder.stdout is not None:
+            self.feeder.stdout.readline()
 
     def stop(self) -> None:
         """Kill the feeder; it says no goodbye."""
@@ -138,25 +138,25 @@ def overflow() -> tuple[Bench, str]:
 
 
 def gap() -> tuple[Bench, str]:
-    """The amplifier drops half a second; its stamps stay right."""
+    """Drop half a second in the amplifier; its stamps stay right."""
     bench = Bench("gap", gap_at=_BEFORE + 5.0)
     return bench, bench.run(_nothing)
 
 
 def slow() -> tuple[Bench, str]:
-    """Header says 1000 Hz, runs at 1000.05."""
+    """State 1000 Hz, run at 1000.05."""
     bench = Bench("slow", true_rate=1000.05)
     return bench, bench.run(_nothing)
 
 
 def fast() -> tuple[Bench, str]:
-    """Header says 1000 Hz, runs at 1024."""
+    """State 1000 Hz, run at 1024."""
     bench = Bench("fast", true_rate=1024.0)
     return bench, bench.run(_nothing)
 
 
 def restart() -> tuple[Bench, str]:
-    """The source is killed, and comes back a second later."""
+    """Kill the source, start it again a second later."""
     bench = Bench("restart")
 
     def fault() -> None:
@@ -168,7 +168,7 @@ def restart() -> tuple[Bench, str]:
 
 
 def frozen() -> tuple[Bench, str]:
-    """The source hangs for 3 s, then sends all it has."""
+    """Freeze the source for 3 s; then it sends all it has."""
     bench = Bench("frozen")
 
     def fault() -> None:
@@ -191,7 +191,7 @@ def main() -> int:
         config.write_text(loopback(f"pitfalls-{os.getpid()}"), encoding="utf-8")
         os.environ["LSLAPICFG"] = str(config)
         print(
-            f"{'error in samples':10s}{'ours +0.1 s':>16s}{'worst':>12s}{'ALL +0.1 s':>12s}{'worst':>12s}   announced"
+            f"{'error in samples':20s}{'ours +0.1 s':>12s}{'worst':>12s}{'ALL +0.1 s':>12s}{'worst':>12s}   announced"
         )
         worst = 0.0
         for name in sys.argv[1:] or _FAULTS:

@@ -346,7 +346,7 @@ class LslInlet:
         except BaseException:
             self.close()
             raise
-        assert self._eeg.info is not None  # noqa: S101
+        assert self._eeg.info is not None
         self.eeg = self._eeg.info
         self.markers = self._markers.info if self._markers else None
         n_chans = self.eeg.n_chans

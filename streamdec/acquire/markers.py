@@ -237,7 +237,7 @@ class TriggerReader:
         return np.where(latest >= 0, codes[latest], self._state or 0)
 
     def _end_edge(self, code: int, arrival: float, out: list[Onset | Refused]) -> None:
-        assert self._edge is not None  # noqa: S101
+        assert self._edge is not None
         first, position, time = self._edge
         self._edge = None
         text = str(code or first)
