@@ -172,7 +172,7 @@ def _samples(
 
 
 def _rehearse(bundle: Bundle, config: Config) -> Iterator[Finding]:
-    """Run the decoder on noise: does it meet the budget on this machine?"""
+    """Run the decoder on noise, against its budget."""
     manifest = bundle.manifest
     engine = engines(bundle, config)[manifest.heads[-1].horizon]
     chain = Chain(manifest.signal, bundle.arrays)

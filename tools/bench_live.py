@@ -24,17 +24,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from streamdec.acquire.lsl import LslInlet, StreamQuery, local_clock, loopback
+from streamdec.bench import Plan, measure, read_log, start_feeder
+from streamdec.intake import Intake, IntakeSettings
+from streamdec.signal.quality import QualitySettings
+from streamdec.signal.spec import Signal
+from streamdec.types import Epoch
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 PEERS = Path(os.environ.get("STREAMDEC_PEERS", ROOT.parent / "shared" / "peers"))
-
-from streamdec.acquire.lsl import LslInlet, StreamQuery, local_clock, loopback  # noqa: E402
-from streamdec.bench import Plan, measure, read_log, start_feeder  # noqa: E402
-from streamdec.intake import Intake, IntakeSettings  # noqa: E402
-from streamdec.signal.quality import QualitySettings  # noqa: E402
-from streamdec.signal.spec import Signal  # noqa: E402
-from streamdec.types import Epoch  # noqa: E402
-
 E63 = tuple(f"E{i}" for i in range(63))
 
 

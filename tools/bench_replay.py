@@ -14,15 +14,11 @@ import csv
 import gc
 import hashlib
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from bench_bundle import nice_bundle
 
 from streamdec.config import Config
