@@ -243,7 +243,7 @@ def _connect(
         if offset is not None:
             news.put(offset)
             return
-        reason = "its clock offset cannot be measured: do UDP packets to its ports 16572 and up get through?"
+        reason = "its clock offset cannot be measured: it is gone again, or UDP to its ports 16572 and up is blocked"
         news.put(_Refusal(reason, info))
         del inlet
         stop.wait(1.0)
