@@ -189,8 +189,11 @@ class Intake:
                 out.append(cleaned)
 
     def _connection(self, event: Connection) -> list[Output]:
-        if event.stream == "eeg" and event.state == "found":
-            self.clock.restart(event.reason or "reconnected")
+        if event.state == "found":
+            if event.stream == "eeg":
+                self.clock.restart(event.reason or "reconnected")
+            else:
+                self.markers.restart()
         return [Notice(event.state, event.stream, event.reason, event.arrival)]
 
     def _discontinuity(self, run: Run, arrival: float, out: list[Output]) -> None:
