@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,7 +287,7 @@ def test_a_session_plays_as_it_arrived(tmp_path: Path) -> None:
     events = session(tmp_path / "a.xdf")
     source = read(tmp_path / "a.xdf")
     amp, stim = outlets_of(source)
-    expected = chunks(events)
+    expected = [chunk for chunk in chunks(events) if len(chunk.stamps)]
     assert [len(stamps) for _, _, stamps in amp.pushes] == [len(chunk.stamps) for chunk in expected]
     for (now, data, _), chunk in zip(amp.pushes, expected, strict=True):
         np.testing.assert_array_equal(data, chunk.data)
@@ -319,3 +320,38 @@ def test_several_text_channels_go_out_as_rows() -> None:
     notes = RecordedStream(info, np.array([1.0]), np.array([["a"], ["b"]], object), ())
     (outlet,) = outlets_of(recording(notes))
     assert outlet.pushes[0][1] == [["a", "b"]]
+
+
+@pytest.mark.lsl
+def test_through_lsl(stream_name: str) -> None:
+    """What the live inlet receives is what was recorded: samples, texts, and their relation in time."""
+    from streamdec.acquire.lsl import LslInlet, StreamQuery
+
+    eeg, stim, empty = numbers("amp", 150), texts("stim", [0.3, 0.9, 1.1]), texts("empty", [], kind="Log")
+    player = threading.Thread(
+        target=play, args=(recording(eeg, stim, empty),), kwargs={"prefix": stream_name, "wait": 30}
+    )
+    player.start()
+    received: list[Event] = []
+    with LslInlet(StreamQuery(name=f"{stream_name}amp"), StreamQuery(name=f"{stream_name}stim")) as inlet:
+        inlet.open(20.0)
+        while (
+            sum(len(chunk.stamps) for chunk in chunks(received)) < 150
+            or sum(isinstance(e, Marker) for e in received) < 3
+        ):
+            event = inlet.pull(5.0)
+            assert event is not None
+            # An inlet's chunks are views that hold until the next pull.
+            received.append(
+                Chunk(event.data.copy(), event.stamps.copy(), event.arrival) if isinstance(event, Chunk) else event
+            )
+    player.join()
+    samples = np.concatenate([chunk.data for chunk in chunks(received)], 1)
+    np.testing.assert_array_equal(samples, eeg.data)
+    shift = np.concatenate([chunk.stamps for chunk in chunks(received)]) - eeg.stamps
+    assert np.ptp(shift) < 1e-6
+    markers = [event for event in received if isinstance(event, Marker)]
+    assert [marker.value for marker in markers] == stim.texts
+    np.testing.assert_allclose([marker.stamp for marker in markers] - stim.stamps, shift[0], atol=1e-6)
+    # Never early: nothing arrives before the instant it is stamped with.
+    assert all(chunk.arrival >= chunk.stamps[-1] for chunk in chunks(received))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .lsl import StreamQuery
 
 _OTHER_INLETS = 1.0  # seconds a consumer has for its other inlets once the first is there
+_LINGER = 0.5  # seconds before outlets close: what a closed outlet has not sent yet is lost
 
 
 class Outlet(Protocol):
@@ -320,6 +321,7 @@ def play(
             if data.dtype == object:
                 data = data[0].tolist() if len(data) == 1 else data.T.tolist()
             outlets[index].push(data, begin + (times[index][first:behind] - start) / speed)
+        sleep(_LINGER)
     finally:
         for each in outlets:
             each.close()
@@ -330,7 +332,7 @@ def _pushes(recording: Recording, chunk: float) -> Iterator[tuple[int, int, int,
     if recording.events is not None:
         position = [0, 0]
         for event in recording.events:
-            if isinstance(event, Chunk | Marker):
+            if isinstance(event, Marker) or (isinstance(event, Chunk) and len(event.stamps)):
                 stream = int(isinstance(event, Marker))
                 first = position[stream]
                 position[stream] += len(event.stamps) if isinstance(event, Chunk) else 1
