@@ -371,7 +371,7 @@ def test_spool_is_a_queue(sizes: list[int | None], capacity: int) -> None:
             assert waiting == []
         else:
             content = bytes([k % 256]) * size
-            if spool.put(k + 1, content[:3], memoryview(content[3:])):
+            if spool.put(k + 1, content):
                 waiting.append((k + 1, content))
             else:
                 assert waiting or size + 8 > capacity // 2

@@ -75,17 +75,9 @@ class Spool:
         os.close(int(name))
         return cls(memory)
 
-    def put(self, kind: int, *parts: bytes | memoryview) -> bool:
-        """Write one record made of ``parts``, or return False when there is no room.
-
-        Parameters
-        ----------
-        kind : int
-            Above 0.
-        *parts : bytes or memoryview of bytes
-            Written one behind the other.
-        """
-        size = sum(map(len, parts))
+    def put(self, kind: int, content: bytes) -> bool:
+        """Write one record of a ``kind`` above 0, or return False when there is no room."""
+        size = len(content)
         need = _RECORD.size + -(-size // 8) * 8
         head, capacity = self._words[_HEAD], len(self._data)
         start = head % capacity
@@ -97,9 +89,7 @@ class Spool:
             start = 0
         _RECORD.pack_into(self._data, start, kind, size)
         start += _RECORD.size
-        for part in parts:
-            self._data[start : start + len(part)] = part
-            start += len(part)
+        self._data[start : start + size] = content
         self._words[_HEAD] = head + skip + need
         return True
 
