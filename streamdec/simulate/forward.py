@@ -24,7 +24,7 @@ from . import features, leadfield
 from .world import Split, World
 
 CONTRAST = 1.5
-IDIOSYNCRASY = 0.83
+IDIOSYNCRASY = 0.815
 DURATION = 0.8
 """Seconds after the onset at which every response is over."""
 
