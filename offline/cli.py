@@ -223,9 +223,10 @@ def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
 def _show(out: Console, evaluation: Evaluation) -> None:
     data = "simulated data" if evaluation.simulated else "data"
     title = f"{evaluation.method} on {data} {evaluation.dataset} {evaluation.subject}"
-    table = Table("repetitions", "queries", "top-1 %", "top-5 %", "95 % of top-1", "median rank", "mAP", title=title)
+    columns = ("epochs", "queries", "top-1 %", "95 %", "top-5 %", "median rank", "mAP")
+    table = Table(*columns, title=title, caption="epochs averaged into each query; 95 % interval of top-1")
     for row in (*evaluation.curve, evaluation.single):
-        what = "1, all epochs" if row is evaluation.single else str(row.repetitions)
+        what = "1 (all)" if row is evaluation.single else str(row.repetitions)
         table.add_row(what, *_cells(row))
     out.print(table)
     shown = evaluation.averaged or evaluation.single
@@ -242,8 +243,8 @@ def _cells(row: Retrieval) -> tuple[str, ...]:
     return (
         str(row.n_queries),
         f"{100 * row.top1:.2f}",
+        f"{100 * low:.1f} – {100 * high:.1f}",
         f"{100 * row.top5:.2f}",
-        f"{100 * low:.2f} to {100 * high:.2f}",
         f"{row.median_rank:g}",
         f"{row.mean_average_precision:.4f}",
     )

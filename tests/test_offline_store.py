@@ -1,0 +1,79 @@
+"""The prepared store: round trip, all or nothing, clear refusals."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import tiny_store
+
+from offline.data import splits
+from offline.data.store import Meta, Part, Prepared, Rows, Writer
+from streamdec.errors import ConfigError, DataError
+
+
+def test_round_trip(tmp_path) -> None:
+    prepared = tiny_store.make(tmp_path / "store")
+    part = prepared.part("train")
+    assert part.epochs.shape == (240, tiny_store.N_CHANS, tiny_store.N_TIMES)
+    assert part.epochs.dtype == np.float32
+    assert prepared.meta.channel_sd == dict.fromkeys("ABCD", 1.0)
+    for i, indices in enumerate(part.of_item()):
+        assert len(indices) == 4
+        assert np.all(part.rows.item[indices] == i)
+        assert np.all(np.diff(indices) > 0)
+    means = part.means(part.of_item())
+    np.testing.assert_allclose(means[5], np.mean([part.epochs[i] for i in part.of_item()[5]], axis=0), atol=1e-6)
+    assert tiny_store.make(tmp_path / "again").meta.fingerprint == prepared.meta.fingerprint
+    other = tiny_store.make(tmp_path / "other", noise=1.1)
+    assert other.meta.fingerprint != prepared.meta.fingerprint
+
+
+def test_unfinished_store_leaves_nothing(tmp_path) -> None:
+    meta = tiny_store.make(tmp_path / "whole").meta
+    with pytest.raises(RuntimeError), Writer(tmp_path / "half", meta, {}):
+        raise RuntimeError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "whole-targets"]
+    with pytest.raises(ConfigError, match="exists"):
+        Writer(tmp_path / "whole", meta, {})
+
+
+def test_refusals(tmp_path) -> None:
+    with pytest.raises(DataError, match="no prepared store"):
+        Prepared(tmp_path)
+    prepared = tiny_store.make(tmp_path / "store")
+    path = prepared.path / "meta.json"
+    meta = msgspec.json.decode(path.read_bytes(), type=Meta)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(meta, schema=99)))
+    with pytest.raises(DataError, match="schema 99"):
+        Prepared(prepared.path)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(meta, shape=(4, 7), items={"train": meta.items["train"]})))
+    with pytest.raises(DataError, match="train part"):
+        Prepared(prepared.path).part("train")
+    with pytest.raises(DataError, match="no test part"):
+        Prepared(prepared.path).part("test")
+
+
+def test_hold_out(tmp_path) -> None:
+    part = tiny_store.make(tmp_path / "store").part("train")
+    concepts = np.array([item.concept for item in part.items])[part.rows.item]
+    images = np.array([item.id for item in part.items])[part.rows.item]
+    by_concept = splits.hold_out(part, "concept", 0.1, 7)
+    assert len(set(concepts[by_concept])) == 3
+    assert not set(concepts[by_concept]) & set(concepts[~by_concept])
+    assert np.array_equal(by_concept, splits.hold_out(part, "concept", 0.1, 7))
+    assert not np.array_equal(by_concept, splits.hold_out(part, "concept", 0.1, 8))
+    by_image = splits.hold_out(part, "image", 0.1, 7)
+    assert len(set(images[by_image])) == 6
+    assert not set(images[by_image]) & set(images[~by_image])
+    assert np.array_equal(splits.hold_out(part, "time", 0.25, 7), np.arange(240) >= 180)
+    for share in (0.0, 1.0, -1.0):
+        with pytest.raises(ConfigError, match="held out"):
+            splits.hold_out(part, "concept", share, 0)
+    lonely = Part(part.items[:1], part.epochs[:1], Rows(*(np.zeros(1, np.int64),) * 3))
+    with pytest.raises(ConfigError, match="two or more"):
+        splits.hold_out(lonely, "image", 0.5, 0)
+    assert np.array_equal(splits.groups(part, "class"), np.arange(240) // 24)
+    group = splits.groups(part, "stimulus")
+    assert all(len(set(group[concepts == c])) == 1 for c in set(concepts))
+    assert len(set(group)) == 30
