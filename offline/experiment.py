@@ -54,7 +54,7 @@ def fit(
     run.start(
         RunMeta(
             method=method.name,
-            settings=msgspec.to_builtins(settings),
+            settings=msgspec.json.decode(msgspec.json.encode(settings)),
             seed=seed,
             prepared=str(prepared.path.resolve()),
             data=prepared.meta.fingerprint,
@@ -84,7 +84,7 @@ def samples(part: Part, features: Float32, held: Bool, kind: Literal["stimulus",
     """Make what a method is given: mean epochs of stimuli, or single epochs; classes are never averaged."""
     group = splits.groups(part, kind)
     if kind == "class" or not average:
-        return Training(np.asarray(part.epochs), features[part.rows.item], held, group, kind)
+        return Training(np.array(part.epochs), features[part.rows.item], held, group, kind)
     of_item = [indices for indices in part.of_item() if len(indices)]
     first = np.array([indices[0] for indices in of_item])
     return Training(part.means(of_item), features[part.rows.item[first]], held[first], group[first], kind)

@@ -47,7 +47,9 @@ def test_refusals(tmp_path) -> None:
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(meta, schema=99)))
     with pytest.raises(DataError, match="schema 99"):
         Prepared(prepared.path)
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(meta, shape=(4, 7), items={"train": meta.items["train"]})))
+    path.write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(meta, shape=(4, 7), items={"train": meta.items["train"]}))
+    )
     with pytest.raises(DataError, match="train part"):
         Prepared(prepared.path).part("train")
     with pytest.raises(DataError, match="no test part"):

@@ -17,10 +17,10 @@ import numpy as np
 
 from streamdec.acquire.lsl import StreamQuery
 from streamdec.acquire.recording import read
-from streamdec.acquire.replay import ReplayInlet
+from streamdec.acquire.replay import ReplayInlet, select
 from streamdec.errors import ConfigError, DataError
-from streamdec.intake import Intake, IntakeSettings
-from streamdec.types import Connection, Epoch, Float32
+from streamdec.intake import IntakeSettings, cut
+from streamdec.types import Epoch, Float32, Float64
 
 from .prepare import Recipe, Run
 from .store import Item, PartName
@@ -118,9 +118,9 @@ class RecordingSource:
         self._recording = read(path)
         self._table = read_table(table)
         self.images, self.kind, self.simulated = str(table.parent.resolve()), self._table.kind, settings.simulated
-        self._inlet = ReplayInlet(self._recording, settings.eeg, settings.markers)
-        eeg = self._inlet.eeg
         trigger = settings.intake.trigger.channel if settings.intake.trigger else None
+        stream, _ = select(self._recording, settings.eeg, settings.markers, trigger=trigger is not None)
+        eeg = stream.info
         kinds = eeg.ch_types or ("",) * eeg.n_chans
         names = (
             name
@@ -128,7 +128,7 @@ class RecordingSource:
             if kind.lower() in ("", "eeg") and name != trigger
         )
         self.signal = settings.recipe.signal(tuple(names), eeg.sfreq)
-        self._runs = self._play()
+        self._runs = self._play(stream.times)
         self.items = {run.part: self._table.items for run in self._runs}
 
     @property
@@ -140,14 +140,12 @@ class RecordingSource:
         """One run per part."""
         return iter(self._runs)
 
-    def _play(self) -> list[Run]:
-        intake = Intake(self.signal, self._inlet.eeg, self._settings.intake)
-        epochs: list[Epoch] = []
-        with self._inlet as inlet:
-            while (event := inlet.pull(0.0)) is not None:
-                epochs += [output for output in intake(event) if isinstance(output, Epoch) and output.final]
-                if isinstance(event, Connection) and event.state == "ended":
-                    break
+    def _play(self, times: Float64) -> list[Run]:
+        """Cut all epochs, and deal them out to the parts by their onsets; ``times`` (n,) LSL clock of the samples."""
+        settings = self._settings
+        trigger = settings.intake.trigger is not None
+        inlet = ReplayInlet(self._recording, settings.eeg, settings.markers, trigger=trigger)
+        epochs, _ = cut(inlet, self.signal, settings.intake)
         known = [(epoch, self._item(epoch)) for epoch in epochs]
         shown = [(epoch, item) for epoch, item in known if item is not None]
         if not shown:
@@ -158,18 +156,18 @@ class RecordingSource:
                 allowed=", ".join(list(self._table.index)[:5]) + ", ...",
                 do="check table, intake.markers and window",
             )
-        n_times = intake.ring.end
+        duration = times[-1] - times[0]
         found = []
-        for session, (part, (start, stop)) in enumerate(self._parts.items()):
-            inside = [(e, i) for e, i in shown if start <= e.onset_sample / n_times < stop]
+        for part, (start, stop) in self._parts.items():
+            inside = [(e, i) for e, i in shown if start <= (e.onset.time - times[0]) / duration < stop]
             data = [e.data for e, _ in inside]
 
-            def cut(block: slice, data: list[Float32] = data) -> Float32:
+            def block_of(block: slice, data: list[Float32] = data) -> Float32:
                 return np.stack(data[block])
 
             item = np.array([i for _, i in inside], np.int64)
             position = np.array([e.onset_sample for e, _ in inside], np.int64)
-            found.append(Run(part, session, item, position, cut))
+            found.append(Run(part, 0, item, position, block_of))
         return found
 
     def _item(self, epoch: Epoch) -> int | None:

@@ -54,7 +54,7 @@ class NiceEncoder:
         """(n, n_chans, n_times) -> (n, dim)."""
         out = np.empty((len(epochs), self.dim), np.float32)
         for start in range(0, len(epochs), _BATCH):
-            block = np.ascontiguousarray(epochs[start : start + _BATCH])
+            block = np.array(epochs[start : start + _BATCH])
             out[start : start + _BATCH] = self.network(torch.from_numpy(block)).numpy()
         return out
 
