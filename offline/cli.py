@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     features = commands.add_parser("features", help="what EEG is aligned to, for the stimuli of a store")
     features.add_argument("prepared", type=Path)
-    features.add_argument("encoder", metavar="ENCODER", help=", ".join(TARGETS))
+    features.add_argument("encoder", metavar="ENCODER", help=f"{', '.join(TARGETS)}; A+B puts two side by side")
     features.add_argument("out", type=Path, help="folder for the features; a killed call goes on there")
     features.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     features.set_defaults(run=_features)

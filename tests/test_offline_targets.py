@@ -64,6 +64,9 @@ def test_encoders(tmp_path) -> None:
         encoder("attributes", ITEMS)(ITEMS[:3], tmp_path)
     with pytest.raises(DataError, match=r"image .*9\.png"):
         encoder("pixels", ITEMS)([ITEMS[9]], tmp_path)
+    both = encoder("colour+attributes", ITEMS)(ITEMS[:2], tmp_path)
+    assert both.shape == (2, 48 + 2)
+    assert both[:, 48:].tolist() == [[0, -1], [1, 0.5]]
     classes = [Item(name, name, name) for name in ("b", "a", "b")]
     assert encoder("classes", classes)(classes, tmp_path).tolist() == [[1, 0], [0, 1], [1, 0]]
 
@@ -72,3 +75,26 @@ def test_encoders(tmp_path) -> None:
 def test_unknown_encoder(name: str) -> None:
     with pytest.raises(ConfigError, match="target encoder"):
         encoder(name, ITEMS)
+
+
+def test_open_clip_by_name_with_a_weights_file(tmp_path) -> None:
+    open_clip = pytest.importorskip("open_clip", reason="open_clip comes with the train extra")
+    safetensors = pytest.importorskip("safetensors.torch", reason="torch comes with the train extra")
+    image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
+    import torch
+
+    torch.manual_seed(0)
+    model, _, transform = open_clip.create_model_and_transforms("ViT-S-32-alt", pretrained=None)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.save_file(weights, tmp_path / "weights.safetensors")
+    picture = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    image.fromarray(picture).save(tmp_path / "0.png")
+    made = encoder(f"open_clip:ViT-S-32-alt/{tmp_path / 'weights.safetensors'}", ITEMS)
+    with torch.inference_mode():
+        expected = model.eval().encode_image(transform(image.fromarray(picture))[None]).numpy()
+    np.testing.assert_allclose(made(ITEMS[:1], tmp_path), expected, rtol=1e-4, atol=1e-5)
+    assert made.provenance["weights"].startswith("sha256:")
+    with pytest.raises(ConfigError, match="open_clip model"):
+        encoder("open_clip:no-such-model/openai", ITEMS)
+    with pytest.raises(ConfigError, match="laion2b_s34b_b79k"):
+        encoder("open_clip:ViT-B-32/no-such-weights", ITEMS)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
+import numpy as np
 
-from streamdec.types import Bool, Float32
+from streamdec.types import Bool, Float32, Float64
 
 from ..checkpoint import RunFolder
 from ..data.splits import HoldOut
@@ -96,3 +97,10 @@ class Method:
     settings: type[MethodSettings]
     fit: Callable[[Training, Any, int, str, RunFolder, Report], Fitted]
     load: Callable[[Path], Encoder]
+
+
+def standard(targets: Float32) -> tuple[Float64, Float64]:
+    """Mean and deviation of target features (n, D), (D,) each; the deviation of a constant feature is given as 1."""
+    wide = targets.astype(np.float64)
+    deviation = wide.std(axis=0)
+    return wide.mean(axis=0), np.where(deviation > 0, deviation, 1.0)

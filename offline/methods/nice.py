@@ -17,19 +17,21 @@ from ..checkpoint import RunFolder
 from ..fit import Schedule, train
 from ..losses import symmetric_info_nce
 from ..progress import Report
-from .base import Fitted, Method, MethodSettings, Training
+from .base import Fitted, Method, MethodSettings, Training, standard
 
 _OPSET = 18
 _BATCH = 256  # epochs encoded at once
 
 
 class NiceSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """As published, but for the validation, which holds out concepts (published: image, share 0.0447, 740 of 16 540).
+    """As published, but for the validation, which holds out concepts (published: image, share 0.0447).
 
-    ``dropout`` in TSConv and projection; ``logit_scale`` multiplies the cosines and is not trained: the reference
-    leaves its 1 / 0.07 out of the optimiser.
+    ``standardise`` the target features by their mean and deviation over the training samples: for features whose
+    cosines hardly differ, such as Gabor energy; published without. ``dropout`` in TSConv and projection. ``logit_scale``
+    multiplies the cosines and is not trained: the reference leaves its 1 / 0.07 out of the optimiser.
     """
 
+    standardise: bool = False
     dropout: float = 0.5
     logit_scale: float = 1 / 0.07
     schedule: Schedule = Schedule()
@@ -43,11 +45,13 @@ class NiceEncoder:
     network : Nice
     shape : tuple of int
         (n_chans, n_times).
-    dim : int
+    centre, scale : arrays of shape (dim,), float32
+        Target features are compared as ``(features - centre) / scale``.
     """
 
-    def __init__(self, network: Nice, shape: tuple[int, int], dim: int) -> None:
-        self.network, self.shape, self.dim = network.cpu().eval(), shape, dim
+    def __init__(self, network: Nice, shape: tuple[int, int], centre: Float32, scale: Float32) -> None:
+        self.network, self.shape, self.centre, self.scale = network.cpu().eval(), shape, centre, scale
+        self.dim = len(centre)
 
     @torch.no_grad()
     def __call__(self, epochs: Float32) -> Float32:
@@ -59,8 +63,9 @@ class NiceEncoder:
         return out
 
     def candidates(self, features: Float32) -> Float32:
-        """Image features are what the embeddings were aligned to, unchanged."""
-        return np.asarray(features, np.float32)
+        """(G, dim) -> (G, dim)."""
+        out: Float32 = ((features - self.centre) / self.scale).astype(np.float32)
+        return out
 
     def to_onnx(self) -> bytes:
         """Export the folded layers."""
@@ -83,16 +88,16 @@ class NiceEncoder:
     def save(self, path: Path) -> None:
         """Write."""
         arrays = {name: tensor.numpy() for name, tensor in self.network.state_dict().items()}
-        checkpoint.save(path, arrays, {"shape": self.shape, "dim": self.dim})
+        checkpoint.save(path, arrays | {"centre": self.centre, "scale": self.scale}, self.shape)
 
 
 def load(path: Path) -> NiceEncoder:
     """Read an encoder."""
-    arrays, state = checkpoint.load(path)
-    shape, dim = (state["shape"][0], state["shape"][1]), state["dim"]
-    network = Nice(*shape, dim)
+    arrays, shape = checkpoint.load(path)
+    centre, scale = arrays.pop("centre"), arrays.pop("scale")
+    network = Nice(shape[0], shape[1], len(centre))
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    return NiceEncoder(network, shape, dim)
+    return NiceEncoder(network, (shape[0], shape[1]), centre, scale)
 
 
 class _Objective(nn.Module):
@@ -108,12 +113,16 @@ def fit(training: Training, settings: NiceSettings, seed: int, device: str, run:
     """Train; the validation samples only choose the pass."""
     torch.manual_seed(seed)
     shape, dim = (training.epochs.shape[1], training.epochs.shape[2]), training.targets.shape[1]
+    centre, scale = np.zeros(dim), np.ones(dim)
+    if settings.standardise:
+        centre, scale = standard(training.targets[~training.held])
     network = Nice(*shape, dim, settings.dropout)
+    encoder = NiceEncoder(network, shape, centre.astype(np.float32), scale.astype(np.float32))
     objective = _Objective(network, settings.logit_scale)
     notes = train(
         objective,
         training.epochs,
-        training.targets,
+        encoder.candidates(training.targets),
         training.held,
         settings.schedule,
         seed=seed,
@@ -121,7 +130,7 @@ def fit(training: Training, settings: NiceSettings, seed: int, device: str, run:
         run=run,
         report=report,
     )
-    encoder = NiceEncoder(network, shape, dim)
+    network.cpu()
     return Fitted(encoder, encoder, notes | {"logit_scale": settings.logit_scale})
 
 

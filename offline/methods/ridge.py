@@ -21,7 +21,7 @@ from .. import checkpoint
 from ..checkpoint import RunFolder
 from ..data.store import Int64
 from ..progress import Report
-from .base import Fitted, Method, MethodSettings, Training
+from .base import Fitted, Method, MethodSettings, Training, standard
 
 _OPSET, _IR = 17, 8
 
@@ -168,7 +168,7 @@ def fit(training: Training, settings: RidgeSettings, seed: int, device: str, run
     """
     kept = ~training.held
     x = training.epochs[kept].reshape(int(kept.sum()), -1)
-    centre, scale = _standard(training, kept)
+    centre, scale = _scaling(training, kept)
     y = (training.targets[kept] - centre) / scale
     parts = decompose(x)
     unit = float(np.sum(parts.s**2) / len(x))
@@ -183,19 +183,17 @@ def fit(training: Training, settings: RidgeSettings, seed: int, device: str, run
     shape = (training.epochs.shape[1], training.epochs.shape[2])
     held_out = _encoder(parts, y, chosen, centre, scale, shape)
     everything = np.ones_like(kept)
-    centre, scale = _standard(training, everything)
+    centre, scale = _scaling(training, everything)
     parts = decompose(training.epochs.reshape(len(kept), -1))
     encoder = _encoder(parts, (training.targets - centre) / scale, chosen, centre, scale, shape)
     return Fitted(encoder, held_out, {"alpha": median, "alphas_at_edge": at_edge, "explained": float(explained)})
 
 
-def _standard(training: Training, rows: Bool) -> tuple[Float64, Float64]:
+def _scaling(training: Training, rows: Bool) -> tuple[Float64, Float64]:
     """Mean and deviation of the targets, (D,) each; 0 and 1 for classes."""
     if training.kind == "class":
         return np.zeros(training.targets.shape[1]), np.ones(training.targets.shape[1])
-    targets = training.targets[rows].astype(np.float64)
-    deviation = targets.std(axis=0)
-    return targets.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+    return standard(training.targets[rows])
 
 
 def _encoder(
