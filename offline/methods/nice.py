@@ -27,7 +27,7 @@ class NiceSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_o
     """As published, but for the validation, which holds out concepts (published: image, share 0.0447).
 
     ``standardise`` the target features by their mean and deviation over the training samples: for features whose
-    cosines hardly differ, such as Gabor energy; published without. ``dropout`` in TSConv and projection. ``logit_scale``
+    cosines hardly differ, such as Gabor energy; published without. ``dropout`` in TSConv and head. ``logit_scale``
     multiplies the cosines and is not trained: the reference leaves its 1 / 0.07 out of the optimiser.
     """
 
