@@ -116,7 +116,7 @@ def nested(epochs_of: Sequence[Int64], counts: Sequence[int] = CURVE) -> dict[in
 
     Counts that some stimulus does not reach are left out; the smallest number of repetitions is added.
     """
-    least = min(len(indices) for indices in epochs_of)
+    least = min((len(indices) for indices in epochs_of), default=0)
     shuffled = [np.random.default_rng([_ORDER_SEED, i]).permutation(indices) for i, indices in enumerate(epochs_of)]
     wanted = sorted({n for n in counts if n < least} | {least}) if least else []
     return {n: [indices[:n] for indices in shuffled] for n in wanted}
@@ -130,13 +130,15 @@ def curve(encode: Callable[[Float32], Float32], part: Part, gallery: Gallery, ta
     encode : callable
         (n, n_chans, n_times) -> (n, D).
     part : Part
-        Every item of it has a candidate.
+        Every item of it has a candidate; those that were not shown make no query.
     gallery : Gallery
     target : array of shape (n_items,), int
         Candidate of each item.
     """
-    chosen = nested(part.of_item())
-    return tuple(retrieval(encode(part.means(indices)), gallery, target, n) for n, indices in chosen.items())
+    epochs_of = part.of_item()
+    shown = [i for i, indices in enumerate(epochs_of) if len(indices)]
+    chosen = nested([epochs_of[i] for i in shown])
+    return tuple(retrieval(encode(part.means(indices)), gallery, target[shown], n) for n, indices in chosen.items())
 
 
 def class_auc(values: Float32, target: Int64, labels: Sequence[str]) -> dict[str, float]:

@@ -1,0 +1,77 @@
+"""The evaluator: real decoder outputs, nested repetitions, classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_store
+
+from offline import evaluate, metrics
+from offline.data.store import Part, Rows
+from streamdec.decode.gallery import Gallery
+
+
+@pytest.mark.data
+def test_real_decoder(data: Path) -> None:
+    """The 200 ATM-S embeddings of THINGS-EEG2 subject 08, as published."""
+    folder = data / "things_eeg2"
+    queries = np.load(folder / "atm_s_sub-08_test_query_embeddings.npy")
+    features = np.load(folder / "vit_h14_test_image_features.npy")
+    ids = (folder / "things_eeg2_test_image_ids.txt").read_text().split()
+    found = evaluate.retrieval(queries, Gallery(features, ids, ids, "stimulus"), np.arange(200), 80)
+    assert found.top1 * 200 == pytest.approx(72)
+    assert found.top5 * 200 == pytest.approx(145)
+    assert found.k_way["200"] == found.top1
+    assert found.k_way["2"] > found.k_way["4"] > found.k_way["10"] > found.k_way["50"] > found.top1
+    assert found.top1_interval[0] < 0.36 < found.top1_interval[1]
+    assert (found.gallery, found.repetitions, found.chance) == ("stimulus", 80, 1 / 200)
+
+
+def test_repetitions_are_nested_and_fixed() -> None:
+    epochs_of = [np.arange(5) + 10, np.arange(7) + 30]
+    chosen = evaluate.nested(epochs_of)
+    assert list(chosen) == [1, 2, 4, 5]
+    for smaller, larger in ((1, 2), (2, 4), (4, 5)):
+        for few, more in zip(chosen[smaller], chosen[larger], strict=True):
+            assert np.array_equal(more[:smaller], few)
+            assert len(set(more)) == larger
+    again = evaluate.nested(epochs_of)
+    assert all(np.array_equal(a, b) for n in chosen for a, b in zip(chosen[n], again[n], strict=True))
+    assert not evaluate.nested([])
+    assert list(evaluate.nested([np.arange(80)])) == list(evaluate.CURVE)
+
+
+def test_curve_averages_before_encoding_and_passes_over_what_was_not_shown(tmp_path) -> None:
+    part = tiny_store.make(tmp_path / "store").part("test")
+    unseen = part.rows.item != 5
+    rows = Rows(part.rows.item[unseen], part.rows.session[unseen], part.rows.position[unseen])
+    part = Part(part.items, part.epochs[unseen], rows)
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((tiny_store.N_CHANS * tiny_store.N_TIMES, 3)).astype(np.float32)
+    gallery = Gallery(
+        rng.standard_normal((12, 3)).astype(np.float32), [i.id for i in part.items], [""] * 12, "stimulus"
+    )
+
+    def encode(epochs: np.ndarray) -> np.ndarray:
+        return epochs.reshape(len(epochs), -1) @ weights
+
+    found = evaluate.curve(encode, part, gallery, np.arange(12))
+    assert [(row.repetitions, row.n_queries) for row in found] == [(1, 11), (2, 11), (4, 11)]
+    means = np.stack([part.epochs[rows.item == i].mean(axis=0) for i in range(12) if i != 5])
+    queries = encode(means)
+    cosines = queries @ gallery.features.T / np.linalg.norm(queries, axis=1)[:, None]
+    rank = metrics.ranks(cosines, np.array([i for i in range(12) if i != 5]))
+    assert found[-1].mean_average_precision == pytest.approx(metrics.mean_average_precision(rank))
+
+
+def test_class_auc_of_two_is_the_outputs_own() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 200)
+    output = rng.standard_normal(200) + target  # beyond 0..1 as well
+    queries = np.stack([1 - output, output], axis=1).astype(np.float32)
+    gallery = Gallery(np.eye(2, dtype=np.float32), ["no", "yes"], ["no", "yes"], "class")
+    found = evaluate.class_auc(evaluate.scores(queries, gallery), target, gallery.ids)
+    assert found["yes"] == pytest.approx(metrics.auc(output, target == 1))
+    assert found["no"] == pytest.approx(found["yes"])
