@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
@@ -89,15 +90,15 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
             tape = Recorder(Path(config.record), inlet.eeg, inlet.markers, session_id, description)
             stack.callback(tape.close, 2.0)
         live = session(bundle, inlet, outlet, config, encoders, tape=tape)
-        live.start(inlet.eeg, inlet.markers)
-        ready(f"feed at {outlet.endpoint}")
         # What lives now lives until the end: keep the collector from walking through it in the loop.
         gc.collect()
         gc.freeze()
         try:
+            live.start(inlet.eeg, inlet.markers)
+            ready(f"feed at {outlet.endpoint}")
             reason = run(inlet, live, stopped)
-        except StreamdecError as error:
-            live.close(str(error))
+        except (StreamdecError, KeyboardInterrupt) as error:
+            live.close(str(error) or "stopped")
             raise
         return live.close(reason)
 
@@ -115,11 +116,27 @@ def replay(config: Config, inlet: Inlet, bundle: Bundle, encoders: dict[float, E
 
 @contextmanager
 def until_signal() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGINT and SIGTERM only set a flag that the yielded function reads."""
-    flag: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: flag.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Within it, SIGINT and SIGTERM set a flag that the yielded function reads.
+
+    Before it is first called nobody looks, for as long as it takes to find a stream: until then they raise
+    KeyboardInterrupt.
+    """
+    signalled = asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal signalled
+        signalled = True
+        if not asked:
+            raise KeyboardInterrupt
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked = True
+        return signalled
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(flag)
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
