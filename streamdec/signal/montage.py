@@ -233,10 +233,17 @@ def map_channels(
             do="rename them in the acquisition software",
         )
     missing = tuple(name for key, name in zip(keys, wanted, strict=True) if not found[key])
+    if len(missing) > max_interpolated and not any(stream_names):
+        raise StreamMismatch(
+            "channel names of the stream",
+            got=f"none for {len(stream_names)} channels",
+            allowed=", ".join(wanted),
+            do="name them in the acquisition software, or, where they come in this order, set intake.positional",
+        )
     if len(missing) > max_interpolated:
         raise StreamMismatch(
             f"{len(missing)} of {len(wanted)} channels are not in the stream: {', '.join(missing)}",
-            got=", ".join(filter(None, stream_names)) or f"{len(stream_names)} channels without names",
+            got=", ".join(filter(None, stream_names)),
             allowed=f"at most {max_interpolated} to interpolate",
             do="correct the channel names in the acquisition software, or allow more interpolated channels",
         )
