@@ -4,8 +4,9 @@
     python tools/calibrate_difficulty.py --contrast 1.2 --idiosyncrasy 0.8 --subjects 0 1
 
 Four sessions of the default world: 4000 training images x 4, 200 test images x 80. Epochs from -0.2 to 1.0 s, baseline,
-250 Hz, 63 channels, whitened by the training epochs' covariance; ridge on the means of 4 repetitions, its strength chosen
-per feature on held-out concepts; 200-way retrieval by cosine. All figures are simulated. Takes some minutes and 2 GB.
+250 Hz, 63 channels, whitened by the training epochs' covariance; ridge on the means of 4 repetitions, its strength
+chosen per feature on held-out concepts; 200-way retrieval by cosine. All figures are simulated. Takes some minutes
+and 2 GB.
 """
 
 from __future__ import annotations

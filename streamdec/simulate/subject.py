@@ -1,4 +1,18 @@
-"""A simulated subject: responses and noise, added up to a continuous recording."""
+"""A simulated subject: responses and noise, added up to a continuous recording.
+
+What ridge reaches on simulated subjects 0 and 1 of the default world (tools/calibrate_difficulty.py: THINGS-EEG2's
+recipe, 4000 training images x 4), 200-way top-1 in per cent, chance 0.5. Simulated figures: they say nothing about
+people.
+
+==========  =============  ===========
+aligned to  single epochs  means of 80
+==========  =============  ===========
+attributes      5.2, 5.9    41.0, 40.5
+gabor           2.8, 3.3      9.0, 8.0
+colour          1.3, 1.2      3.5, 5.0
+pixels          1.3, 1.0      4.0, 1.0
+==========  =============  ===========
+"""
 
 from __future__ import annotations
 
