@@ -248,6 +248,8 @@ def test_settled_moves_only_as_far_as_the_measurement_asks():
         return ClockOffset("eeg", value, uncertainty, 0.0)
 
     assert settled(None, measured(0.2, 0.1)) == 0.2
+    assert settled(None, measured(-0.0002, 0.0003)) == 0.0  # one machine
+    assert settled(None, measured(-0.0002, math.nan)) == -0.0002
     assert settled(0.25, measured(0.2, 0.1)) == 0.25
     assert settled(1.0, measured(0.2, 0.1)) == pytest.approx(0.3)
     assert settled(-1.0, measured(0.2, 0.1)) == pytest.approx(0.1)

@@ -78,6 +78,8 @@ def settled(current: float | None, measured: ClockOffset) -> float:
     """Choose the offset to go on with: the one so far, moved as little as the new one's uncertainty asks for.
 
     The true offset lies within half the round trip of a measured one, so this follows every real change and no noise.
+    It begins at zero where the first measurement allows that: clocks of one machine are one clock, and those of two
+    agree so closely only by accident.
 
     Parameters
     ----------
@@ -86,8 +88,10 @@ def settled(current: float | None, measured: ClockOffset) -> float:
     measured : ClockOffset
         The new measurement.
     """
-    if current is None or math.isnan(measured.uncertainty):
+    if math.isnan(measured.uncertainty):
         return measured.value
+    if current is None:
+        return 0.0 if abs(measured.value) <= measured.uncertainty else measured.value
     return min(max(current, measured.value - measured.uncertainty), measured.value + measured.uncertainty)
 
 
