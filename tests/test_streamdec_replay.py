@@ -298,6 +298,7 @@ def test_a_session_plays_as_it_arrived(tmp_path: Path) -> None:
 def test_twice_as_fast() -> None:
     source = recording(numbers("amp", 101))
     (amp,) = outlets_of(source, speed=2.0)
+    assert amp.info.sfreq == 200.0
     assert amp.pushes[-1][0] == pytest.approx(1000.5)
     assert amp.pushes[-1][2][-1] == pytest.approx(1000.5)
 

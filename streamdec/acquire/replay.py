@@ -275,8 +275,8 @@ def play(
 
     Samples are pushed when they arrived then, or, where the recording does not say, in packets that are pushed with
     their newest sample: never early. Their stamps are the recorded ones on the recorder's clock, jitter and gaps
-    included, moved by one constant to now. At another speed than 1 the stamps are compressed with the pushes, so a
-    stream's rate is no longer what its header says.
+    included, moved by one constant to now. At another speed than 1 the stamps are compressed with the pushes, and
+    the headers say the rate that is played.
 
     Parameters
     ----------
@@ -303,7 +303,8 @@ def play(
     outlets: list[Outlet] = []
     try:
         for stream in recording.streams:
-            outlets.append(outlet(msgspec.structs.replace(stream.info, name=prefix + stream.info.name)))
+            info = stream.info
+            outlets.append(outlet(msgspec.structs.replace(info, name=prefix + info.name, sfreq=info.sfreq * speed)))
         if wait:
             give_up = clock() + wait
             while not stop() and clock() < give_up and not any(each.have_consumers() for each in outlets):
