@@ -14,7 +14,7 @@ from streamdec.decode.manifest import Calibration, EvidenceMode, Head, Manifest
 from streamdec.signal.spec import Baseline, Filter, Signal
 from streamdec.types import Chunk, Connection, Event, Marker, StreamInfo
 
-NAMES = ("O1", "Oz", "O2", "Pz", "P3", "P4", "PO7", "PO8")
+NAMES = ("O1", "Oz", "O2", "Pz", "P7", "P4", "PO7", "PO8")
 SFREQ = 250.0
 TMIN, TMAX = -0.1, 0.5
 N_IMAGES, DIM = 20, 12
@@ -49,6 +49,7 @@ def write_bundle(
     filters: tuple[Filter, ...] = (),
     channel_sd: dict[str, float] | None = None,
     weights: np.ndarray | None = None,
+    offline_only: str = "",
 ) -> Path:
     """A bundle whose encoder finds each of the patterns in an epoch."""
     signal = Signal(NAMES, SFREQ, TMIN, TMAX, filters=filters, steps=(Baseline(TMIN, 0.0),))
@@ -78,6 +79,7 @@ def write_bundle(
         heads=tuple(heads),
         evidence=evidence,
         budgets={"retrieval": 0.05},
+        offline_only=offline_only,
     )
     return bundle.write(path, manifest, {}, Gallery(targets, ids, [f"image {i}" for i in range(N_IMAGES)]), encoders)
 
