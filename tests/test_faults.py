@@ -171,8 +171,8 @@ def test_twice(live: Live) -> None:
     doubled = live.feeder.do("twice", 4)
     live.serving.ends(doubled["times"])
     assert [m.text for m in live.serving.of(schema.Dropped, since) if m.reason == "duplicate"] == doubled["keys"]
-    for time in doubled["times"]:
-        assert len([m for m in live.serving.of(schema.Onset, since) if abs(m.onset_time - time) < 2e-3]) == 1
+    for onset in doubled["times"]:
+        assert len([m for m in live.serving.of(schema.Onset, since) if abs(m.onset_time - onset) < 2e-3]) == 1
 
 
 def test_garbage_is_named_and_catch_trials_are_not_shown(live: Live) -> None:
