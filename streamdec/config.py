@@ -40,7 +40,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole live side: one table per part. ``bundle`` and ``record`` (the session's file) are relative to the config."""
+    """The whole live side: one table per part. ``bundle`` and ``record`` (what to write) are relative to the config."""
 
     bundle: str = ""
     record: str = ""

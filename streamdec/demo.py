@@ -18,8 +18,12 @@ from .acquire.lsl import loopback
 from .errors import StreamError
 from .feed.schema import Counts, Gallery, Retrieval, Session, Stats
 from .feed.subscriber import Subscriber
+from .simulate.amplifier import CATCH
 
 DEMO_BUNDLE = Path(__file__).parent / "simulate" / "demo_bundle.zip"
+DEMO_SESSION = 9
+"""Session of the simulated subject that the demo plays: its noise and order are in no training data."""
+
 _N_IMAGES = 8
 _PATIENCE = 60.0  # seconds for a process to come up
 
@@ -63,13 +67,10 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def amplifier_process(stack: ExitStack, name: str, n_images: int) -> subprocess.Popen[str]:
-    """Start the virtual amplifier on the demo's subject; return once its streams are there."""
+    """Start the virtual amplifier on the demo's subject; it plays once somebody listens."""
     command = [sys.executable, "-m", "streamdec.simulate.amplifier", "--name", name, "--images", str(n_images)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
+    process = subprocess.Popen([*command, "--session", str(DEMO_SESSION)], text=True)  # noqa: S603 - our own program
     stack.callback(_end, process)
-    assert process.stdout is not None
-    if not process.stdout.readline():
-        raise StreamError("the virtual amplifier did not start", got=f"exit code {process.wait()}")
     return process
 
 
@@ -87,11 +88,12 @@ def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None]) -
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamdec-demo-")))
         name = f"simulated-{uuid.uuid4().hex[:8]}"
-        config = folder / "lsl_api.cfg"
-        config.write_text(loopback(name), encoding="utf-8")
-        os.environ["LSLAPICFG"] = str(config)  # for the processes to come
+        (folder / "lsl_api.cfg").write_text(loopback(name), encoding="utf-8")
+        os.environ["LSLAPICFG"] = str(folder / "lsl_api.cfg")  # for the processes to come
+        config = folder / "serve.toml"
+        config.write_text(f'[intake.markers]\nignore = "{CATCH}"\n', encoding="utf-8")
         amplifier_process(stack, name, _N_IMAGES)
-        _, endpoint = serve_process(stack, DEMO_BUNDLE, name, f"{name}-markers")
+        _, endpoint = serve_process(stack, DEMO_BUNDLE, name, f"{name}-markers", "--config", str(config))
         say(f"simulated subject, {_N_IMAGES} images shown over and over; feed at {endpoint}")
         subscriber = stack.enter_context(Subscriber(endpoint))
         if not headless:

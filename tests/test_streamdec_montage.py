@@ -174,7 +174,7 @@ def test_missing_channels_up_to_a_number() -> None:
     assert found.missing == ("Fz",)
     with pytest.raises(StreamMismatch, match=r"2 of 4 channels.*Fz, C3.*at most 1"):
         map_channels(["Oz", "Cz"], ["Cz", "Fz", "Oz", "C3"], 1)
-    with pytest.raises(StreamMismatch, match="none for 3 channels.*positional"):
+    with pytest.raises(StreamMismatch, match=r"none for 3 channels.*positional"):
         map_channels(["", "", ""], ["Cz"], 0)
     with pytest.raises(StreamMismatch, match="EOG"):
         map_channels(["Oz", "Cz"], ["Cz", "EOG"], 1)

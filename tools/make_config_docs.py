@@ -1,4 +1,4 @@
-"""configs/README.md from the settings themselves: every key, its type, its default, its unit.
+"""configs/live/README.md from the settings themselves: every key, its type, its default, its unit.
 
 python tools/make_config_docs.py [--check]
 """
@@ -12,18 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from offline import settings as offline_settings
 from streamdec.config import Config
 
 ROOT = Path(__file__).parents[1]
-TARGET = ROOT / "configs" / "README.md"
-HEAD = """# Configs
+TARGET = ROOT / "configs" / "live" / "README.md"
+HEAD = """# The live side's config
 
-Made from the settings by `python tools/make_config_docs.py`; do not edit. Unknown keys, wrong types and wrong values
-are refused when a file is loaded, with the key, what was got and what is allowed.
-
-- `live/`: `streamdec serve --config FILE`
-- `methods/` and `data/`: `streamdec-train fit` and `streamdec-train prepare`
+For `streamdec serve --config FILE`, `replay`, `doctor`. Made from the settings by `python tools/make_config_docs.py`; do not
+edit. Unknown keys, wrong types and wrong values are refused when a file is loaded, with the key, what was got and what is
+allowed.
 """
 
 
@@ -57,10 +54,7 @@ def describe(kind: type, title: str, prefix: str = "") -> list[str]:
 
 def render() -> str:
     """The whole page."""
-    lines = [HEAD, *describe(Config, "Live: `streamdec serve`")]
-    for title, kind in offline_settings().items():
-        lines += describe(kind, title)
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([HEAD, *describe(Config, "The whole file")]).rstrip() + "\n"
 
 
 if __name__ == "__main__":

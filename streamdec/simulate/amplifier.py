@@ -31,6 +31,8 @@ CATCH = "catch"
 CHUNK = 10
 """Samples pushed at a time."""
 
+_FULL_BLOCK = 40  # presentations, two sequences
+
 
 def streams(subject: Subject, name: str = "simulated") -> tuple[StreamInfo, StreamInfo]:
     """Describe the EEG stream ``name`` and the marker stream ``name``-markers."""
@@ -54,10 +56,14 @@ def streams(subject: Subject, name: str = "simulated") -> tuple[StreamInfo, Stre
 
 
 def blocks(subject: Subject, seed: int = 0, n_images: int | None = None) -> Iterator[Schedule]:
-    """Show ``n_images`` of the test images (all when None) in random order, and again in another, for ever."""
+    """Show ``n_images`` of the test images (all when None) in random order, and again in another, for ever.
+
+    A few images are repeated within a block, so that its sequences are as long as THINGS-EEG2's.
+    """
     images = np.random.default_rng(seed).permutation(subject.world.n_images("test"))[:n_images]
+    repetitions = max(1, _FULL_BLOCK // len(images))
     for block in itertools.count():
-        yield rsvp("test", images, seed=(seed, block), sfreq=subject.sfreq)
+        yield rsvp("test", images, repetitions=repetitions, seed=(seed, block), sfreq=subject.sfreq)
 
 
 def play(
