@@ -147,9 +147,9 @@ def read_log(path: Path) -> Log:
 class Measured(msgspec.Struct, frozen=True, eq=False):
     """One run.
 
-    ``latency`` (n,) seconds from push to receipt; ``misplaced`` onsets whose sample was not the true; ``cpu``
-    seconds of the serving process per second of stream; ``stages`` median seconds per stage as the loop saw it; ``memory``
-    resident bytes.
+    ``latency`` (n,) seconds from push to receipt; ``misplaced`` onsets not on their sample; ``cpu``
+    seconds of the serving process per second of stream; ``stages`` median seconds per stage as the loop saw it;
+    ``memory`` resident bytes.
     """
 
     latency: Float64

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "configs" / "live" / "README.md"
 HEAD = """# The live side's config
 
-For `streamdec serve --config FILE`, `replay`, `doctor`. Made from the settings by `python tools/make_config_docs.py`; do not
-edit. Unknown keys, wrong types and wrong values are refused when a file is loaded, with the key, what was got and what is
-allowed.
+For `streamdec serve --config FILE`, `replay`, `doctor`. Made from the settings by `python tools/make_config_docs.py`;
+do not edit. Unknown keys, wrong types and wrong values are refused when a file is loaded, with the key, what was got
+and what is allowed.
 """
 
 

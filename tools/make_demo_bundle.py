@@ -3,8 +3,8 @@
     python tools/make_demo_bundle.py       # some minutes, and 7 GB of disk for a while
 
 Writes streamdec/simulate/demo_bundle.zip. Everything goes through `streamdec-train`, as a user's own data would. The
-subject is the one the virtual amplifier plays by default; the sessions trained on are not the one it plays. What it reaches is
-printed, and is a simulated figure.
+subject is the one the virtual amplifier plays by default; the sessions trained on are not the one it plays. What it
+reaches is printed, and is a simulated figure.
 """
 
 from __future__ import annotations

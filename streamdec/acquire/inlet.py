@@ -11,8 +11,8 @@ from ..types import Event, StreamInfo
 class Inlet(Protocol):
     """Everything that comes in, in one order: EEG chunks, markers, clock offsets, changes of the connection.
 
-    ``eeg`` and ``markers`` describe the streams once :meth:`open` has returned; ``markers`` is None where onsets come from a
-    trigger channel.
+    ``eeg`` and ``markers`` describe the streams once :meth:`open` has returned; ``markers`` is None where onsets come
+    from a trigger channel.
     """
 
     eeg: StreamInfo
