@@ -8,8 +8,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,21 @@ def amplifier_process(stack: ExitStack, name: str, n_images: int) -> subprocess.
     return process
 
 
+@contextmanager
+def simulated_session() -> Iterator[Subscriber]:
+    """Amplifier and serving process run while it is open; the subscriber reads their feed."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamdec-demo-")))
+        name = f"simulated-{uuid.uuid4().hex[:8]}"
+        (folder / "lsl_api.cfg").write_text(loopback(name), encoding="utf-8")
+        os.environ["LSLAPICFG"] = str(folder / "lsl_api.cfg")  # for the processes to come
+        config = folder / "serve.toml"
+        config.write_text(f'[intake.markers]\nignore = "{CATCH}"\n', encoding="utf-8")
+        amplifier_process(stack, name, _N_IMAGES)
+        _, endpoint = serve_process(stack, DEMO_BUNDLE, name, f"{name}-markers", "--config", str(config))
+        yield stack.enter_context(Subscriber(endpoint))
+
+
 def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None]) -> int:
     """Run the demo for ``seconds`` (None: until Ctrl-C); return 0 when images were found far above chance.
 
@@ -85,25 +100,16 @@ def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None]) -
     say : callable
         Takes a line for the user.
     """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamdec-demo-")))
-        name = f"simulated-{uuid.uuid4().hex[:8]}"
-        (folder / "lsl_api.cfg").write_text(loopback(name), encoding="utf-8")
-        os.environ["LSLAPICFG"] = str(folder / "lsl_api.cfg")  # for the processes to come
-        config = folder / "serve.toml"
-        config.write_text(f'[intake.markers]\nignore = "{CATCH}"\n', encoding="utf-8")
-        amplifier_process(stack, name, _N_IMAGES)
-        _, endpoint = serve_process(stack, DEMO_BUNDLE, name, f"{name}-markers", "--config", str(config))
-        say(f"simulated subject, {_N_IMAGES} images shown over and over; feed at {endpoint}")
-        subscriber = stack.enter_context(Subscriber(endpoint))
-        if not headless:
-            from rich.console import Console
+    say(f"a simulated subject sees {_N_IMAGES} images over and over; starting amplifier and decoder ...")
+    with simulated_session() as subscriber:
+        if headless:
+            return _summary(subscriber, seconds, say)
+        from rich.console import Console
 
-            from .watch import watch
+        from .watch import watch
 
-            watch(subscriber, Console(), seconds=seconds)
-            return 0
-        return _summary(subscriber, seconds, say)
+        watch(subscriber, Console(), seconds=seconds)
+        return 0
 
 
 def _summary(subscriber: Subscriber, seconds: float | None, say: Callable[[str], None]) -> int:
