@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -277,6 +279,39 @@ def test_a_subscriber_that_never_reads(live: Live) -> None:
         assert lost(deaf)
     assert second.counts.gaps == first.counts.gaps
     assert second.memory - first.memory < size * times / 2
+
+
+PAUSING = """
+import sys, time
+from streamdec.feed.subscriber import Subscriber
+with Subscriber(sys.argv[1]) as feed:
+    while not feed.receive().fresh:
+        pass
+    print("joined", flush=True)
+    sys.stdin.readline()
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        feed.receive(0.1)
+    print(sum(feed.gaps.values()))
+"""
+
+
+@pytest.mark.slow
+def test_a_subscriber_that_pauses(live: Live) -> None:
+    """Ten seconds with a full queue, longer than any heartbeat: it has lost messages, and counts them."""
+    command = [sys.executable, "-c", PAUSING, live.serving.endpoint]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pausing:
+        try:
+            assert pausing.stdout is not None
+            assert pausing.stdout.readline() == "joined\n"
+            paused = live.serving.stats()
+            live.feeder.do("say", "?" * 20_000, 3000)
+            live.serving.until(lambda: live.serving.stats().time > paused.time + 10)
+            missed, _ = pausing.communicate("go on\n", timeout=30)
+        finally:
+            pausing.kill()
+    assert pausing.returncode == 0
+    assert int(missed) > 0
 
 
 def lost(deaf: zmq.Socket[bytes]) -> bool:

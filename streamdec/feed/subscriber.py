@@ -341,8 +341,12 @@ class Subscriber:
         end: zmq.Socket[bytes] = self._context.socket(kind)
         end.maxmsgsize = _MAX_FRAME
         end.reconnect_ivl_max = 1_000  # ms
-        end.heartbeat_ivl = 2_000  # ms; a publisher whose machine vanished is dialled again
-        end.heartbeat_timeout = 6_000
+        # A publisher whose machine vanished is dialled again. Not by ZMTP heartbeats: libzmq sees none while its queue
+        # is full, reconnects, and aborts the process at the next read (zeromq/libzmq issue 3937, open in 4.3.5).
+        end.tcp_keepalive = 1
+        end.tcp_keepalive_idle = end.tcp_keepalive_intvl = 2  # s
+        end.tcp_keepalive_cnt = 2
+        end.tcp_maxrt = 6_000  # ms
         end.ipv6 = "://[" in self.endpoint
         if credentials is not None:
             server, secret = credentials
