@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import pytest
 import pyxdf
 from linear_bundle import write_linear
 from pylsl.util import LostError
-from serving import COMMAND, Serving, streamdec
+from serving import Serving, playing, streamdec
 
 from streamdec import serve
 from streamdec.acquire.lsl import LslInlet
@@ -53,17 +52,6 @@ XDF_FILES = (  # in two parts: the photodiode recordings have streams of the sam
     ("bci_essentials_switch", "clock_resets", "photodiode_unicorn"),
     ("empty_streams", "minimal", "photodiode_lsl_drift"),
 )
-
-
-@contextmanager
-def playing(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-    """`streamdec replay` as LSL streams, in a process of its own."""
-    process = subprocess.Popen([*COMMAND, "replay", *map(str, arguments), "--wait", "30"], stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture(scope="module")

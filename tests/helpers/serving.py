@@ -1,4 +1,4 @@
-"""`streamdec serve` as users run it: a process, its feed read by a subscriber, its last words."""
+"""`streamdec` as users run it: `serve` as a process, its feed read by a subscriber, its last words; and `replay`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from streamdec.acquire.lsl import local_clock
@@ -23,6 +24,17 @@ def streamdec(*arguments: object, timeout: float = 60.0) -> subprocess.Completed
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@contextmanager
+def playing(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """`streamdec replay` as LSL streams, in a process of its own."""
+    process = subprocess.Popen([*COMMAND, "replay", *map(str, arguments), "--wait", "30"], stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 class Serving:
