@@ -69,7 +69,10 @@ def _end(process: subprocess.Popen[str]) -> None:
 def amplifier_process(stack: ExitStack, name: str, n_images: int) -> subprocess.Popen[str]:
     """Start the virtual amplifier on the demo's subject; it plays once somebody listens."""
     command = [sys.executable, "-m", "streamdec.simulate.amplifier", "--name", name, "--images", str(n_images)]
-    process = subprocess.Popen([*command, "--session", str(DEMO_SESSION)], text=True)  # noqa: S603 - our own program
+    # Two BLAS threads would only wait for each other there.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    command += ["--session", str(DEMO_SESSION)]
+    process = subprocess.Popen(command, text=True, env=environment)  # noqa: S603 - our own program
     stack.callback(_end, process)
     return process
 

@@ -16,6 +16,8 @@ _LSL_CONFIG = """[log]
 level = -3
 [ports]
 IPv6 = disable
+BasePort = {port}
+PortRange = 64
 [multicast]
 ResolveScope = machine
 Interfaces = {{127.0.0.1}}
@@ -28,7 +30,11 @@ MulticastMinRTT = 0.05
 UnicastMinRTT = 0.05
 """
 _lsl_config = Path(tempfile.mkdtemp(prefix="streamdec-tests-")) / "lsl_api.cfg"
-_lsl_config.write_text(_LSL_CONFIG.format(session=f"streamdec-tests-{uuid.uuid4().hex}"), encoding="utf-8")
+_session = uuid.uuid4()
+_lsl_config.write_text(
+    _LSL_CONFIG.format(session=f"streamdec-tests-{_session.hex}", port=30000 - 64 * (_session.int % 32)),
+    encoding="utf-8",
+)
 os.environ["LSLAPICFG"] = str(_lsl_config)
 
 

@@ -11,6 +11,7 @@ import ctypes
 import math
 import threading
 import time
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
@@ -40,6 +41,7 @@ _PATIENCE = 3.0  # s for a header, a connection or a clock offset; liblsl needs 
 _OFFSET_EVERY = 2.5  # s; liblsl measures every 2 s in a thread of its own
 _PROBE_EVERY = 0.1  # s; only a pull shows that a marker stream is lost
 _LOST = -2  # liblsl's error code
+_FIRST_PORT, _PORTS, _SLOTS = 17000, 64, 200  # of the sessions on this machine, below the ephemeral ports
 
 
 def _function(name: str, restype: Any, *argtypes: Any) -> Any:
@@ -65,12 +67,15 @@ def loopback(session_id: str) -> str:
     """Write the configuration (lsl_api.cfg) that keeps liblsl to this machine, and to processes of the same session.
 
     liblsl reads the file that ``LSLAPICFG`` names, once, at its first call in a process. Waves of 50 ms instead of 500
-    find the second and third outlet at once.
+    find the second and third outlet at once. Ports of its own, because an outlet that finds all of a range taken by
+    other sessions goes where nobody looks for it.
     """
     return f"""[log]
 level = -3
 [ports]
 IPv6 = disable
+BasePort = {_FIRST_PORT + _PORTS * (zlib.crc32(session_id.encode()) % _SLOTS)}
+PortRange = {_PORTS}
 [multicast]
 ResolveScope = machine
 Interfaces = {{127.0.0.1}}
