@@ -27,7 +27,9 @@ SessionID = {session}
 KnownPeers = {{127.0.0.1}}
 [tuning]
 MulticastMinRTT = 0.05
+MulticastMaxRTT = 1.0
 UnicastMinRTT = 0.05
+UnicastMaxRTT = 1.0
 """
 _lsl_config = Path(tempfile.mkdtemp(prefix="streamdec-tests-")) / "lsl_api.cfg"
 _session = uuid.uuid4()

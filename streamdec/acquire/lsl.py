@@ -68,7 +68,8 @@ def loopback(session_id: str) -> str:
 
     liblsl reads the file that ``LSLAPICFG`` names, once, at its first call in a process. Waves of 50 ms instead of 500
     find the second and third outlet at once. Ports of its own, because an outlet that finds all of a range taken by
-    other sessions goes where nobody looks for it.
+    other sessions goes where nobody looks for it; and a query waits for answers no longer than 1 s, because each of
+    those under way takes a port: 13 for one stream that is looked for with the usual 3 and 5 s, so 4.
     """
     return f"""[log]
 level = -3
@@ -85,7 +86,9 @@ SessionID = {session_id}
 KnownPeers = {{127.0.0.1}}
 [tuning]
 MulticastMinRTT = 0.05
+MulticastMaxRTT = 1.0
 UnicastMinRTT = 0.05
+UnicastMaxRTT = 1.0
 """
 
 
