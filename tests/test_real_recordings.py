@@ -165,7 +165,7 @@ def test_every_xdf_plays(data: Path, names: Sequence[str]) -> None:
     paths = [data / "xdf" / f"{name}.xdf" for name in names]
     stored = [pyxdf.load_xdf(path, synchronize_clocks=False, dejitter_timestamps=False)[0] for path in paths]
     synced = [pyxdf.load_xdf(path, dejitter_timestamps=False)[0] for path in paths]
-    speed, seconds = 4.0, 11.0
+    speed, seconds = 8.0, 11.0
     with ExitStack() as stack:
         players = [stack.enter_context(playing(path, "--speed", speed, "--to", seconds)) for path in paths]
         inlets = connect([stream["info"] for streams in stored for stream in streams], speed)
@@ -293,7 +293,7 @@ ignore = 'Trial .*'
 @pytest.mark.slow
 def test_a_session_replays_to_what_it_published(eeglab: Path, tmp_path: Path) -> None:
     """Served live and recorded, then replayed; and the recording it was played from gives the same decisions."""
-    seconds = 12.0
+    seconds = 9.0
     made = decoder(tmp_path / "bundle", read(eeglab).streams[0].info, TMIN, TMAX, ("square", "rt"))
     config = tmp_path / "live.toml"
     config.write_text(
@@ -307,7 +307,7 @@ def test_a_session_replays_to_what_it_published(eeglab: Path, tmp_path: Path) ->
     again = replayed(session, made, tmp_path / "again", "--config", config, "--verify")
     source = replayed(eeglab, made, tmp_path / "source", "--config", config, "--to", seconds)
     assert bye.counts == again.counts
-    assert again.counts.decided == len(again.decisions) > 5
+    assert again.counts.decided == len(again.decisions) > 4
     live = {schema.essence(decision) for decision in serving.of(schema.Retrieval)}
     assert live
     assert live <= {schema.essence(decision) for decision in again.decisions}
