@@ -72,7 +72,7 @@ def chunks(events: list[Event]) -> list[Chunk]:
 
 def test_made_up_packets() -> None:
     eeg = numbers("amp", 105, offsets=[[0.5, 7.0], [0.9, 7.001]])
-    events = played(ReplayInlet(recording(eeg, texts("stim", [0.205, 7.3]))))
+    events = played(ReplayInlet(recording(eeg, texts("stim", [0.205, 7.3])), chunk=0.02))
     assert [len(chunk.stamps) for chunk in chunks(events)] == [2] * 52 + [1]
     np.testing.assert_array_equal(np.concatenate([c.data for c in chunks(events)], 1), eeg.data.astype(np.float32))
     np.testing.assert_array_equal(np.concatenate([c.stamps for c in chunks(events)]), eeg.stamps)

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("events", type=Path)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=np.inf)
-    parser.add_argument("--packet", type=int, default=20, help="samples per packet")
+    parser.add_argument("--packet", type=int, default=100, help="samples per packet; 100 is what replay makes up")
     parser.add_argument("--runs", type=int, default=2)
     options = parser.parse_args()
     with options.events.open(encoding="utf-8", newline="") as file:
