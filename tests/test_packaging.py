@@ -23,12 +23,11 @@ def test_packages_stand_side_by_side() -> None:
         assert (ROOT / name / "__init__.py").is_file()
 
 
-def test_only_streamdec_owns_them() -> None:
+def test_nobody_else_owns_them() -> None:
+    """An editable install is listed nowhere, so absence is fine; another owner is not."""
     owners = importlib.metadata.packages_distributions()
-    if "streamdec" not in owners:
-        pytest.skip("streamdec is not installed here, only on the path")
     for name in PACKAGES:
-        assert set(owners[name]) == {"streamdec"}
+        assert set(owners.get(name, ())) <= {"streamdec"}
 
 
 def test_version_is_in_the_changelog() -> None:
