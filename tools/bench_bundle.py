@@ -23,7 +23,8 @@ def nice_bundle(
     steps = (Baseline(-0.2, 0.0), Resample(250.0))
     signal = Signal(ch_names, sfreq, -0.2, 0.799 if sfreq == 1000 else 0.8 - 1 / sfreq, steps=steps)
     shape = (len(ch_names), 250)
-    encoder = NiceEncoder(Nice(*shape, n_features=dim), shape, dim)
+    nothing, one = np.zeros(dim, np.float32), np.ones(dim, np.float32)
+    encoder = NiceEncoder(Nice(*shape, n_features=dim), shape, nothing, one)
     head = Head(
         horizon=signal.tmax, encoder="encoder.onnx", shape=shape, dim=dim, calibration=Calibration((1,), (20.0,))
     )
