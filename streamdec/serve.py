@@ -26,6 +26,7 @@ from .feed.publisher import Publisher
 from .feed.schema import Counts
 from .intake import Intake
 from .session import MemoryOutlet, Outlet, Session, Tape, run
+from .types import StreamInfo
 
 
 def open_bundle(config: Config) -> Bundle:
@@ -47,17 +48,17 @@ def engines(bundle: Bundle, config: Config) -> dict[float, Engine]:
 
 def session(
     bundle: Bundle,
-    inlet: Inlet,
+    eeg: StreamInfo,
     outlet: Outlet,
     config: Config,
     encoders: dict[float, Engine],
     clock: Callable[[], float] = local_clock,
     tape: Tape | None = None,
 ) -> Session:
-    """A session over an open inlet."""
+    """A session on an EEG stream."""
     manifest = bundle.manifest
     horizons = tuple(head.horizon for head in manifest.heads)
-    intake = Intake(manifest.signal, inlet.eeg, config.intake, horizons, manifest.channel_sd)
+    intake = Intake(manifest.signal, eeg, config.intake, horizons, manifest.channel_sd)
     evidence = Evidence(manifest.evidence, manifest.heads, config.evidence)
     return Session(bundle, intake, encoders, evidence, outlet, clock, tape, config.session)
 
@@ -89,7 +90,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
             description = msgspec.json.encode(about).decode()
             tape = Recorder(Path(config.record), inlet.eeg, inlet.markers, session_id, description)
             stack.callback(tape.close, 2.0)
-        live = session(bundle, inlet, outlet, config, encoders, tape=tape)
+        live = session(bundle, inlet.eeg, outlet, config, encoders, tape=tape)
         # What lives now lives until the end: keep the collector from walking through it in the loop.
         gc.collect()
         gc.freeze()
@@ -108,7 +109,7 @@ def replay(config: Config, inlet: Inlet, bundle: Bundle, encoders: dict[float, E
     outlet = MemoryOutlet()
     with inlet:
         inlet.open(0.0)
-        played = session(bundle, inlet, outlet, config, encoders)
+        played = session(bundle, inlet.eeg, outlet, config, encoders)
         played.start(inlet.eeg, inlet.markers)
         reason = run(inlet, played, lambda: False)
         return outlet, played.close(reason)

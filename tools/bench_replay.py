@@ -80,7 +80,7 @@ class DigestOutlet:
 def play(bundle: bundles.Bundle, onsets: np.ndarray, keys: list[str], packet: int) -> dict[str, object]:
     """One pass over the timeline."""
     inlet, outlet = TimelineInlet(bundle.manifest.signal.ch_names, onsets, keys, packet), DigestOutlet()
-    played = session(bundle, inlet, outlet, Config(), engines(bundle, Config()), time.perf_counter)
+    played = session(bundle, inlet.eeg, outlet, Config(), engines(bundle, Config()), time.perf_counter)
     gc.collect()
     memory: list[int] = []
     began = time.perf_counter()
