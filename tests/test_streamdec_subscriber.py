@@ -91,7 +91,7 @@ class Feed(RuleBasedStateMachine):
                 session=self.name, request=request.decode(), messages=len(kept), seqs=dict(self.seqs)
             )
             self.feed._take([b"end", msgspec.msgpack.encode(end)], answer=True)
-        if through and topics:
+        if through:  # also where it only asked whether a message was missed, and heard of a new session
             for topic in KINDS:
                 self.base.setdefault(topic, self.seqs.get(topic, 0))
 
@@ -125,3 +125,22 @@ class Feed(RuleBasedStateMachine):
 
 Feed.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 TestFeed = Feed.TestCase
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_probe_that_meets_a_new_session_joins_it(before: int) -> None:
+    """What is lost between that probe and the snapshot is missed; what was published before the probe is not."""
+    state = Feed()
+    try:
+        state.settle()
+        state.restart()
+        state.publish(topic="onset", heard=False, n=before, seconds=0.0)
+        state.answer(seconds=2.0, hellos=[b"", b"hello", b"hello"], through=True)
+        assert state.feed.session == state.name
+        assert state.feed.gaps == {}
+        state.publish(topic="onset", heard=False, n=1, seconds=0.0)
+        state.settle()
+        assert state.feed.gaps == {"onset": 1}
+        assert [(received.message.seq, received.fresh) for received in state.got] == [(before + 1, False)]
+    finally:
+        state.teardown()
