@@ -43,7 +43,8 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TriggerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A trigger channel of the EEG stream. Its codes name stimuli as :class:`MarkerSettings` says.
 
-    ``channel`` its label; ``mask`` the bits that carry the code (the catch code 99999 of THINGS-EEG2 needs 17: 0x1FFFF).
+    ``channel`` its label; ``mask`` the bits that carry the code (the catch code 99999 of THINGS-EEG2 needs 17:
+    0x1FFFF).
     """
 
     channel: str
