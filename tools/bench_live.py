@@ -33,6 +33,7 @@ from streamdec.types import Epoch
 
 ROOT = Path(__file__).parents[1]
 PEERS = Path(os.environ.get("STREAMDEC_PEERS", ROOT.parent / "shared" / "peers"))
+PEER_SCRIPTS = {"floor": "floor.py", "peer": "mne_lsl_epochs.py"}
 E63 = tuple(f"E{i}" for i in range(63))
 
 
@@ -144,13 +145,12 @@ def ratio(row: str, ours: list[np.ndarray], theirs: list[np.ndarray], bars: dict
 
 def epochs(runs: int, n_events: int) -> None:
     """The bare loop, the peer's epochs, and our intake, in turn."""
-    collected: dict[str, list[dict[str, float]]] = {"floor": [], "peer": [], "streamdec": []}
+    collected: dict[str, list[dict[str, float]]] = {"floor": [], "streamdec": [], "peer": []}
     for _ in range(runs):
-        collected["floor"].append(peer_json("floor.py", n_events))
-        collected["streamdec"].append(our_epochs(n_events))
-        collected["peer"].append(peer_json("mne_lsl_epochs.py", n_events))
         for who in collected:
-            show("epochs", who=who, **collected[who][-1])
+            one = our_epochs(n_events) if who == "streamdec" else peer_json(PEER_SCRIPTS[who], n_events)
+            collected[who].append(one)
+            show("epochs", who=who, **one)
     middle = {
         who: {k: float(np.median([run[k] for run in each])) for k in ("p50", "p99", "cpu")}
         for who, each in collected.items()
@@ -169,7 +169,7 @@ def peer_json(script: str, n_events: int) -> dict[str, float]:
     command += (["run"] if script != "floor.py" else []) + ["--n-events", str(n_events)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result = json.loads(out.strip().splitlines()[-1])
-    push = result["after_push"]
+    push = result.get("after_push") or result["avail_after_push"]
     off = result.get("off") or result.get("start_offset_samples")
     cpu = result.get("cpu_pct", result.get("consumer_cpu_pct")) / 100
     return {
