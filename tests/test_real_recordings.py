@@ -138,7 +138,7 @@ def test_a_real_decoder_through_gallery_and_feed(data: Path, tmp_path: Path) -> 
         Subscriber(outlet.endpoint, ("session", "retrieval")) as feed,
     ):
         inlet.open()
-        live = serve.session(decoder, inlet, outlet, config, serve.engines(decoder, config))
+        live = serve.session(decoder, inlet.eeg, outlet, config, serve.engines(decoder, config))
         live.start(inlet.eeg, inlet.markers)
         while feed.receive(0.01) is None:
             live.idle()
