@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ConfigError, StreamMismatch
 from ..types import Float32, Float64
@@ -74,6 +75,7 @@ class Quality:
             raise ConfigError("quality.noisy", got=settings.noisy, allowed=f"above quality.flat, {settings.flat}")
         self.ch_names = tuple(ch_names)
         self.settings = settings
+        self._only_finite = settings == QualitySettings.off()
 
     def check(self, data: Float32) -> Verdict:
         """Judge one epoch.
@@ -83,12 +85,14 @@ class Quality:
         data : array of shape (n_chans, n_times) float32
             Microvolt.
         """
+        if self._only_finite and np.isfinite(np.vdot(data, data)):  # an eighth of the passes below
+            return _GOOD
         low, high = data.min(axis=1), data.max(axis=1)
         finite = np.isfinite(low) & np.isfinite(high)
         span = np.subtract(high, low, out=np.zeros_like(high), where=finite)
         flat = span < self.settings.flat
         most = self.settings.railed * data.shape[1]
-        railed = np.maximum((data == low[:, None]).sum(axis=1), (data == high[:, None]).sum(axis=1)) > most
+        railed = np.maximum(_at(data, low, most), _at(data, high, most)) > most
         wrong = ~finite | flat | railed
         if self.settings.noisy is not None:
             wrong |= span > self.settings.noisy
@@ -107,6 +111,15 @@ class Quality:
         else:
             reject = ""
         return Verdict(tuple(reasons), reasons, reject)
+
+
+def _at(data: Float32, level: Float32, most: float) -> npt.NDArray[np.intp]:
+    """Count each channel's samples at its level; zeros where one count over all shows that none has over ``most``."""
+    equal = data == level[:, None]
+    if np.count_nonzero(equal) - (len(data) - 1) <= most:  # each channel is at its extreme once at least
+        return np.zeros(len(data), np.intp)
+    counts: npt.NDArray[np.intp] = equal.sum(axis=1)
+    return counts
 
 
 def unit_factor(unit: str) -> float:
