@@ -9,6 +9,7 @@
     gallery.json           id, label and thumbnail of each candidate
     thumbnails/...         png, jpg or webp
     *.onnx                 one encoder per head
+    *.safetensors          the trained arrays behind an encoder, to compile it from (optional)
 
 The hashes find damage and tampering by anyone who does not rewrite them all; they do not say who made the bundle.
 """
@@ -98,6 +99,18 @@ class Bundle:
         """Read the ONNX model of one of the manifest's heads."""
         return self._files.load(head.encoder, self.manifest.files[head.encoder])
 
+    def weights(self, head: Head) -> bytes:
+        """Read the trained network's arrays, a safetensors file.
+
+        Raises
+        ------
+        BundleError
+            There is none.
+        """
+        if head.weights not in self.manifest.files:
+            raise BundleError(f"bundle {self.path.name}", got=f"no {head.weights}", do="export it again")
+        return self._files.load(head.weights, self.manifest.files[head.weights])
+
     def thumbnail(self, name: str) -> bytes | None:
         """Read the picture (PNG, JPEG or WebP) of the candidate with this id, None where there is none."""
         file = self._thumbnails.get(name)
@@ -157,7 +170,7 @@ def write(
         What the chain's steps refer to.
     gallery : Gallery
     encoders : mapping of str to bytes
-        The ONNX file of every head, by the name the head gives it.
+        The ONNX file of every head, by the name the head gives it; beside it may be the head's weights.
     thumbnails : mapping of str to bytes, optional
         PNG, JPEG or WebP by candidate id.
 
@@ -170,7 +183,7 @@ def write(
     if path.exists():
         raise BundleError(f"bundle {path.name}", got="it exists", do="remove it first, or choose another name")
     wanted = {head.encoder for head in manifest.heads}
-    if encoders.keys() != wanted:
+    if not wanted <= encoders.keys() <= wanted | {head.weights for head in manifest.heads}:
         raise BundleError("encoders", got=sorted(encoders), allowed=f"what the heads name: {sorted(wanted)}")
     entries = [_Candidate(name, label) for name, label in zip(gallery.ids, gallery.labels, strict=True)]
     contents = dict(encoders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -35,45 +36,33 @@ class Engine(Protocol):
         """Let go of the model. Idempotent."""
 
 
-class OnnxEngine:
-    """An ONNX encoder in onnxruntime.
+class StaticEngine(ABC):
+    """An engine with one buffer for the epoch and one for the embedding, both made once.
 
     Parameters
     ----------
-    model : bytes
-        A self-contained ONNX model: weights in files beside it are refused.
     head : Head
-        What the model must be: names and sizes of its input and output.
     threads : int
-        Threads within one operation. Results are the same for the same number.
-    device : {"cpu", "cuda"}
-        "cuda" needs onnxruntime-gpu.
-
-    Raises
-    ------
-    EngineError
-        The model cannot be loaded, is not what the head says, or the device is not there.
+        Within one operation.
     """
 
-    def __init__(self, model: bytes, head: Head, threads: int = 1, device: Device = "cpu") -> None:
+    def __init__(self, head: Head, threads: int) -> None:
         if threads < 1:
             raise ConfigError("engine.threads", got=threads, allowed="1 or more")
         self.shape = head.shape
         self.dim = head.dim
         self.name = head.encoder
-        self._head = head
-        self._session: Any = _load(model, head, threads, device)
         self._noise = np.random.default_rng(0).standard_normal(head.shape, dtype=np.float32)
         self._input = np.zeros((1, *head.shape), dtype=np.float32)
         self._output = np.zeros((1, head.dim), dtype=np.float32)
-        # Bound buffers cost what session.run costs (0.7 ms either way) and allocate nothing.
-        self._binding: Any = self._session.io_binding()
-        for bind, name, buffer in (
-            (self._binding.bind_input, head.input, self._input),
-            (self._binding.bind_output, head.output, self._output),
-        ):
-            bind(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
-        self._run(self._noise[None])
+
+    @abstractmethod
+    def _encode(self) -> None:
+        """From ``_input`` to ``_output``. Raises EngineError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the model. Idempotent."""
 
     def __call__(self, epoch: Float32) -> Float32:
         """Encode one epoch.
@@ -100,16 +89,62 @@ class OnnxEngine:
                 allowed=f"float32 {self.shape}",
             )
         _finite(f"epoch for {self.name}", epoch)
+        self._input[0] = epoch
+        self._encode()
+        _finite(f"embedding from {self.name}", self._output)
+        embedding: Float32 = self._output[0]
+        return embedding
+
+    def warm_up(self, n_runs: int = 20) -> float:
+        """Run on made-up epochs of the real shape until caches have settled; return the median seconds of a run."""
+        seconds: list[float] = []
+        for _ in range(n_runs):
+            began = time.perf_counter()
+            self(self._noise)
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+
+
+class OnnxEngine(StaticEngine):
+    """An ONNX encoder in onnxruntime.
+
+    Parameters
+    ----------
+    model : bytes
+        A self-contained ONNX model: weights in files beside it are refused.
+    head : Head
+        What the model must be: names and sizes of its input and output.
+    threads : int
+        Threads within one operation. Results are the same for the same number.
+    device : {"cpu", "cuda"}
+        "cuda" needs onnxruntime-gpu.
+
+    Raises
+    ------
+    EngineError
+        The model cannot be loaded, is not what the head says, or the device is not there.
+    """
+
+    def __init__(self, model: bytes, head: Head, threads: int = 1, device: Device = "cpu") -> None:
+        super().__init__(head, threads)
+        self._head = head
+        self._session: Any = _load(model, head, threads, device)
+        # Bound buffers cost what session.run costs (0.7 ms either way) and allocate nothing.
+        self._binding: Any = self._session.io_binding()
+        for bind, name, buffer in (
+            (self._binding.bind_input, head.input, self._input),
+            (self._binding.bind_output, head.output, self._output),
+        ):
+            bind(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+        self._run(self._noise[None])
+
+    def _encode(self) -> None:
         if self._binding is None:
             raise EngineError(self.name, got="a call after close")
-        self._input[0] = epoch
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise EngineError(f"{self.name} failed", got=error) from error
-        _finite(f"embedding from {self.name}", self._output)
-        embedding: Float32 = self._output[0]
-        return embedding
 
     def run_batch(self, epochs: Float32) -> Float32:
         """Encode (B, n_chans, n_times) float32 epochs into a new array (B, dim), for offline use.
@@ -124,15 +159,6 @@ class OnnxEngine:
             )
         _finite(f"epochs for {self.name}", epochs)
         return self._run(np.ascontiguousarray(epochs))
-
-    def warm_up(self, n_runs: int = 20) -> float:
-        """Run on made-up epochs of the real shape until caches have settled; return the median seconds of a run."""
-        seconds: list[float] = []
-        for _ in range(n_runs):
-            began = time.perf_counter()
-            self(self._noise)
-            seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds)
 
     def close(self) -> None:
         """Let go of the model. Idempotent."""

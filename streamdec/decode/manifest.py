@@ -70,6 +70,11 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if min(*self.shape, self.dim) < 1:
             raise BundleError("head size", got=f"shape {self.shape}, dim {self.dim}", allowed="1 or more each")
 
+    @property
+    def weights(self) -> str:
+        """Name of the file, beside the encoder's, with the arrays it was trained to; a bundle may lack it."""
+        return self.encoder.removesuffix(".onnx") + ".safetensors"
+
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How closely the ``encoder`` file, run by ``engine``, follows the trained model on ``n_epochs`` real epochs.
