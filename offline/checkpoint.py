@@ -2,7 +2,7 @@
 
 A run folder holds ``run.json`` (method, resolved settings, seed, commit, data and target fingerprints),
 ``history.jsonl`` (one line per pass), ``resume.safetensors`` (training state after the last finished pass), and once
-fitted ``encoder.safetensors`` and ``fitted.json``.
+fitted ``encoder.safetensors`` and ``fitted.json``, ``tensorboard/``, and ``evaluations/SUBJECT.json``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Arrays = dict[str, npt.NDArray[Any]]
 class RunMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a run is: the same of everything here gives the same encoder.
 
-    ``prepared`` and ``targets`` folders, with ``data`` and ``features`` their fingerprints; ``versions`` of Python and
-    the packages that compute.
+    ``prepared`` a folder per subject and ``targets`` one per role, with ``data`` and ``features`` their fingerprints;
+    ``versions`` of Python and the packages that compute.
     """
 
     method: str
     settings: dict[str, Any]
     seed: int
-    prepared: str
-    data: str
-    targets: str
-    features: str
+    prepared: tuple[str, ...]
+    data: tuple[str, ...]
+    targets: dict[str, str]
+    features: dict[str, str]
     commit: str
     versions: dict[str, str]
 
@@ -110,6 +110,11 @@ class RunFolder:
         except (OSError, msgspec.MsgspecError) as error:
             raise DataError(f"{self.path / name}", got=str(error), do="fit it first: streamdec-train fit") from error
 
+    def keep_evaluation(self, subject: str, record: msgspec.Struct) -> None:
+        """Write the evaluation on a subject's test part."""
+        (self.path / "evaluations").mkdir(exist_ok=True)
+        self.write(f"evaluations/{Path(subject).name or 'test'}.json", record)
+
     def log(self, entry: Mapping[str, float]) -> None:
         """Append one line to the history."""
         with (self.path / "history.jsonl").open("ab") as file:
@@ -117,11 +122,23 @@ class RunFolder:
 
 
 def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], state: Any = None) -> None:
-    """Write arrays, and a JSON state beside them, as one safetensors file."""
+    """Write arrays, and a JSON state beside them, as one safetensors file.
+
+    Raises
+    ------
+    DataError
+        It cannot be written, such as on a full disk; the file that was there stays.
+    """
     partial = path.with_name(path.name + ".partial")
     metadata = {"state": msgspec.json.encode(state).decode()}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata)
-    partial.replace(path)
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} cannot be written", got=error, do="make room; the same command goes on where it was"
+        ) from error
 
 
 def load(path: Path) -> tuple[Arrays, Any]:

@@ -100,8 +100,10 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="fit a method")
     fit.add_argument("method", choices=NAMES)
-    fit.add_argument("prepared", type=Path)
-    fit.add_argument("targets", type=Path, help="folder of features")
+    fit.add_argument("prepared", type=_paths, metavar="STORE[,STORE]", help="one store per subject")
+    fit.add_argument(
+        "targets", type=_roles, metavar="[ROLE=]FEATURES[,...]", help='folders of features; without a role: "image"'
+    )
     fit.add_argument("out", type=Path, help="run folder; a killed call goes on there")
     fit.add_argument("--config", type=Path, help="TOML, see configs/methods/; default: the published settings")
     fit.add_argument("--seed", type=int, default=0)
@@ -116,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a run -> a bundle that streamdec serve loads")
     export.add_argument("fitted", metavar="run", type=Path)
     export.add_argument("out", type=Path, help="new folder or .zip")
+    export.add_argument(
+        "--prepared", type=Path, help="store whose subject the bundle is for and whose test items it shows"
+    )
     export.set_defaults(run=_export)
     return parser
 
@@ -187,8 +192,8 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
         fit(
             chosen,
             settings,
-            Prepared(args.prepared),
-            Targets(args.targets),
+            [Prepared(path) for path in args.prepared],
+            {role: Targets(path) for role, path in args.targets.items()},
             args.out,
             seed=args.seed,
             device=args.device,
@@ -206,14 +211,15 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
 
     prepared = Prepared(args.prepared) if args.prepared else None
     evaluation = evaluate_run(args.fitted, prepared)
-    RunFolder(args.fitted).write("evaluation.json", evaluation)
+    RunFolder(args.fitted).keep_evaluation(evaluation.subject, evaluation)
     _show(out, evaluation)
 
 
 def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .data.store import Prepared
     from .export import export
 
-    parity = export(args.fitted, args.out)
+    parity = export(args.fitted, args.out, Prepared(args.prepared) if args.prepared else None)
     _line(
         out,
         f"{args.out}: agrees with the trained encoder on {parity.n_epochs} epochs, error {parity.max_abs_error:.2g}",
@@ -282,6 +288,19 @@ def _progress(err: Console) -> Iterator[Report]:
             bar.update(task, description=line, completed=done, total=total or None)
 
         yield show
+
+
+def _paths(text: str) -> list[Path]:
+    return [Path(path) for path in text.split(",")]
+
+
+def _roles(text: str) -> dict[str, Path]:
+    """ROLE=FOLDER,... as a dictionary; a folder without a role is the image features."""
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    roles = {role or "image": Path(path) for role, _, path in pairs}
+    if len(roles) < len(pairs):
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: each role once")
+    return roles
 
 
 def _stretch(text: str) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Shapes: n queries, G candidates, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -50,15 +51,18 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     ``averaged`` all repetitions of each stimulus; ``curve`` over nested repetition counts; ``single`` every epoch
     alone; ``auc`` per class, for two-class and other class galleries. ``simulated`` says whether the data were.
+    ``protocol`` whether the subject's own training part was fitted ("intra") or other subjects' alone ("left_out");
+    ``data`` fingerprints of what was fitted, ``test_data`` of what is tested.
     """
 
     method: str
     dataset: str
     subject: str
+    protocol: Literal["intra", "left_out"]
     simulated: bool
     offline_only: str
     seed: int
-    data: str
+    data: tuple[str, ...]
     test_data: str
     single: Retrieval
     averaged: Retrieval | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from streamdec.decode.evidence import calibrate
 from streamdec.decode.gallery import Gallery, unit
@@ -17,6 +19,7 @@ from streamdec.types import Bool, Float32
 from . import evaluate
 from .checkpoint import FittedMeta, RunFolder, RunMeta, commit, versions
 from .data import splits
+from .data.joined import Joined, join
 from .data.store import Int64, Part, PartName, Prepared
 from .evaluate import Evaluation
 from .methods.base import Encoder, Method, MethodSettings, Training
@@ -31,35 +34,49 @@ _MAX_SCALE = 1000.0
 def fit(
     method: Method,
     settings: MethodSettings,
-    prepared: Prepared,
-    targets: Targets,
+    stores: Sequence[Prepared],
+    targets: Mapping[str, Targets],
     out: Path,
     *,
     seed: int = 0,
     device: str = "cpu",
     report: Report = silent,
 ) -> RunFolder:
-    """Fit a method on the training part, calibrate its probabilities on what it never saw, and keep both.
+    """Fit a method on the training parts of one or several subjects, calibrate its probabilities, and keep both.
 
-    A call that was killed is repeated as it was, and goes on after the last finished pass.
+    Calibration uses what was held out of training. A call that was killed is repeated as it was, and goes on after the
+    last finished pass.
+
+    Parameters
+    ----------
+    method, settings
+        See :func:`.methods.registry.method`.
+    stores : sequence of Prepared
+        One per subject.
+    targets : mapping of str to Targets
+        Features per role of the method.
+    out : Path
+        Run folder.
 
     Raises
     ------
     ConfigError
-        ``out`` holds another run, or a setting is wrong.
+        ``out`` holds another run, a role is missing or unknown, or a setting is wrong.
     DataError
-        Store or features do not fit each other.
+        Stores and features do not fit each other.
     """
+    _check_roles(method, targets)
+    joined = join(stores)
     run = RunFolder(out)
     run.start(
         RunMeta(
             method=method.name,
             settings=msgspec.json.decode(msgspec.json.encode(settings)),
             seed=seed,
-            prepared=str(prepared.path.resolve()),
-            data=prepared.meta.fingerprint,
-            targets=str(targets.path.resolve()),
-            features=targets.meta.fingerprint,
+            prepared=tuple(str(store.path.resolve()) for store in stores),
+            data=tuple(store.meta.fingerprint for store in stores),
+            targets={role: str(features.path.resolve()) for role, features in targets.items()},
+            features={role: features.meta.fingerprint for role, features in targets.items()},
             commit=commit(),
             versions=versions(),
         )
@@ -67,51 +84,87 @@ def fit(
     if (out / "fitted.json").exists():
         report("already fitted")
         return run
-    part = prepared.part("train")
-    features = targets.of(part.items)
-    held = splits.hold_out(
-        part, "time" if prepared.meta.kind == "class" else settings.validation.by, settings.validation.share, seed
-    )
-    training = samples(part, features, held, prepared.meta.kind, settings.average)
-    fitted = method.fit(training, settings, seed, device, run, report)
-    calibration = _calibrate(fitted.held_out, part, features, held, prepared.meta.kind, seed)
+    features = {role: of_role.of(joined.items) for role, of_role in targets.items()}
+    held = joined.hold_out(settings.validation.by, settings.validation.share, seed)
+    fitted = method.fit(samples(joined, features, held, settings.average), settings, seed, device, run, report)
+    calibration = _calibrate(fitted.held_out, joined, features, held, seed)
     fitted.encoder.save(run.encoder)
     run.write("fitted.json", FittedMeta(calibration, fitted.notes))
     return run
 
 
-def samples(part: Part, features: Float32, held: Bool, kind: Literal["stimulus", "class"], average: bool) -> Training:
+def _check_roles(method: Method, targets: Mapping[str, Targets]) -> None:
+    missing = [role for role in method.roles if role not in targets]
+    unknown = [] if method.open_roles else [role for role in targets if role not in method.roles]
+    if missing or unknown:
+        raise ConfigError(
+            f"target features of {method.name}",
+            got=", ".join(targets) or "none",
+            allowed=", ".join(method.roles) + (" and more" if method.open_roles else ""),
+            do="name them as ROLE=FOLDER,ROLE=FOLDER",
+        )
+
+
+def samples(joined: Joined, features: dict[str, npt.NDArray[Any]], held: Sequence[Bool], average: bool) -> Training:
     """Make what a method is given: mean epochs of stimuli, or single epochs; classes are never averaged."""
-    group = splits.groups(part, kind)
-    if kind == "class" or not average:
-        return Training(np.array(part.epochs), features[part.rows.item], held, group, kind)
-    of_item = [indices for indices in part.of_item() if len(indices)]
-    first = np.array([indices[0] for indices in of_item])
-    return Training(part.means(of_item), features[part.rows.item[first]], held[first], group[first], kind)
+    concept = np.unique([item.concept for item in joined.items], return_inverse=True)[1].astype(np.int64)
+    epochs: list[Float32] = []
+    item: list[Int64] = []
+    subject: list[Int64] = []
+    of_held: list[Bool] = []
+    group: list[Int64] = []
+    for number, (part, place, of_part) in enumerate(zip(joined.parts, joined.places, held, strict=True)):
+        if joined.kind == "class" or not average:
+            rows = np.arange(len(part.epochs))
+            epochs.append(np.array(part.epochs))
+        else:
+            shown = [indices for indices in part.of_item() if len(indices)]
+            rows = np.array([indices[0] for indices in shown])
+            epochs.append(part.means(shown))
+        item.append(place[part.rows.item[rows]])
+        subject.append(np.full(len(rows), number, np.int64))
+        of_held.append(of_part[rows])
+        of_class = splits.stretches(len(rows)) + (int(group[-1].max()) + 1 if group else 0)
+        group.append(concept[item[-1]] if joined.kind == "stimulus" else of_class)
+    return Training(
+        np.concatenate(epochs) if len(epochs) > 1 else epochs[0],
+        np.concatenate(item),
+        np.concatenate(subject),
+        features,
+        np.concatenate(of_held),
+        np.concatenate(group),
+        joined.items,
+        joined.subjects,
+        joined.kind,
+    )
 
 
 def _calibrate(
-    encoder: Encoder, part: Part, features: Float32, held: Bool, kind: Literal["stimulus", "class"], seed: int
+    encoder: Encoder, joined: Joined, features: dict[str, npt.NDArray[Any]], held: Sequence[Bool], seed: int
 ) -> Calibration:
     """Fit similarity -> probability on held-out epochs, for each number of repetitions there is.
 
     Each stimulus competes with one image of each of up to 199 other concepts, as it will in a gallery of stimuli.
     """
     candidates = unit(encoder.candidates(features))
-    if kind == "class":
-        queries = unit(encoder(np.asarray(part.epochs[held])))
-        scale = calibrate(queries @ candidates.T, part.rows.item[held], _MAX_SCALE)
-        return Calibration((1,), (scale,))
-    epochs_of = part.of_item()
-    shown = [i for i, indices in enumerate(epochs_of) if len(indices) and held[indices[0]]]
+    similarities: dict[int, list[Float32]] = {}
+    targets: dict[int, list[Int64]] = {}
     rng = np.random.default_rng([seed, 1])
-    choices = np.stack([_competitors(part, i, rng) for i in shown])
-    counts, scales = [], []
-    for n, indices in evaluate.nested([epochs_of[i] for i in shown]).items():
-        queries = unit(encoder(part.means(indices)))
-        similarities = np.einsum("nd,ngd->ng", queries, candidates[choices])
-        counts.append(n)
-        scales.append(calibrate(similarities, np.zeros(len(shown), np.int64), _MAX_SCALE))
+    for subject, part, place, of_part in zip(joined.subjects, joined.parts, joined.places, held, strict=True):
+        if joined.kind == "class":
+            queries = unit(encoder(np.asarray(part.epochs[of_part]), subject))
+            similarities.setdefault(1, []).append(queries @ candidates.T)
+            targets.setdefault(1, []).append(place[part.rows.item[of_part]])
+            continue
+        epochs_of = part.of_item()
+        shown = [i for i, indices in enumerate(epochs_of) if len(indices) and of_part[indices[0]]]
+        choices = place[np.stack([_competitors(part, i, rng) for i in shown])]
+        for n, indices in evaluate.nested([epochs_of[i] for i in shown]).items():
+            queries = unit(encoder(part.means(indices), subject))
+            similarities.setdefault(n, []).append(np.einsum("nd,ngd->ng", queries, candidates[choices]))
+            targets.setdefault(n, []).append(np.zeros(len(shown), np.int64))
+    counts = sorted(n for n, of_count in similarities.items() if len(of_count) == len(joined.parts))
+    scales = [calibrate(np.concatenate(similarities[n]), np.concatenate(targets[n]), _MAX_SCALE) for n in counts]
     return Calibration(tuple(counts), tuple(scales))
 
 
@@ -138,39 +191,48 @@ def open_run(path: Path) -> tuple[RunFolder, RunMeta, FittedMeta, Encoder]:
     return run, meta, fitted, method_named(meta.method).load(run.encoder)
 
 
-def gallery(encoder: Encoder, prepared: Prepared, targets: Targets, part: PartName = "test") -> Gallery:
+def gallery(encoder: Encoder, prepared: Prepared, targets: Mapping[str, Targets], part: PartName = "test") -> Gallery:
     """Make the gallery of a part's items: what evaluation scores against and what a bundle holds."""
     if part not in prepared.meta.items:
         part = "train"
     items = prepared.meta.items[part]
-    features = encoder.candidates(targets.of(items))
+    features = encoder.candidates({role: of_role.of(items) for role, of_role in targets.items()})
     return Gallery(features, [item.id for item in items], [item.label for item in items], prepared.meta.kind)
 
 
-def evaluate_run(path: Path, prepared: Prepared | None = None, targets: Targets | None = None) -> Evaluation:
-    """Evaluate a run on the test part of its own store, or of another.
+def targets_of(meta: RunMeta) -> dict[str, Targets]:
+    """Open the target features a run was fitted to."""
+    return {role: Targets(Path(path)) for role, path in meta.targets.items()}
+
+
+def evaluate_run(
+    path: Path, prepared: Prepared | None = None, targets: Mapping[str, Targets] | None = None
+) -> Evaluation:
+    """Evaluate a run on the test part of its own store, or of another: a new session, or a subject left out.
 
     Raises
     ------
     ConfigError
-        The other store's epochs have another shape.
+        The other store's epochs have another shape, or the run has several stores and none is named.
     DataError
         There is no test part.
     """
     _, meta, _, encoder = open_run(path)
-    prepared = prepared or Prepared(Path(meta.prepared))
-    targets = targets or Targets(Path(meta.targets))
+    prepared = prepared or own_store(meta)
+    targets = targets or targets_of(meta)
     if prepared.meta.shape != encoder.shape:
         raise ConfigError(f"epochs of {prepared.path}", got=prepared.meta.shape, allowed=encoder.shape)
-    part = prepared.part("test")
+    part, subject = prepared.part("test"), prepared.meta.subject
     shelf = gallery(encoder, prepared, targets)
-    single = evaluate.scores(encoder(part.epochs), shelf)
+    single = evaluate.scores(encoder(part.epochs, subject), shelf)
     stimuli = prepared.meta.kind == "stimulus"
-    curve = evaluate.curve(encoder, part, shelf, np.arange(len(part.items))) if stimuli else ()
+    all_items = np.arange(len(part.items))
+    curve = evaluate.curve(lambda epochs: encoder(epochs, subject), part, shelf, all_items) if stimuli else ()
     return Evaluation(
         method=meta.method,
         dataset=prepared.meta.dataset,
-        subject=prepared.meta.subject,
+        subject=subject,
+        protocol="intra" if str(prepared.path.resolve()) in meta.prepared else "left_out",
         simulated=prepared.meta.simulated,
         offline_only=prepared.meta.offline_only,
         seed=meta.seed,
@@ -181,3 +243,16 @@ def evaluate_run(path: Path, prepared: Prepared | None = None, targets: Targets 
         curve=curve,
         auc={} if stimuli else evaluate.class_auc(single, part.rows.item, [item.id for item in part.items]),
     )
+
+
+def own_store(meta: RunMeta) -> Prepared:
+    """Open the one store a run was fitted on.
+
+    Raises
+    ------
+    ConfigError
+        There are several.
+    """
+    if len(meta.prepared) > 1:
+        raise ConfigError("store", got="none", allowed="one", do=f"the run has {len(meta.prepared)}: name one")
+    return Prepared(Path(meta.prepared[0]))

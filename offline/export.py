@@ -16,11 +16,10 @@ from streamdec.types import Float32
 
 from .checkpoint import FittedMeta, RunMeta
 from .data.store import Part, Prepared
-from .experiment import gallery, open_run
+from .experiment import gallery, open_run, own_store, targets_of
 from .methods.base import Encoder
 from .methods.registry import method as method_named
 from .targets.images import thumbnail
-from .targets.store import Targets
 
 # Both sides sum thousands of float32 products, in another order: 1e-6 of the embedding's largest value is seen.
 _TOLERANCE = 1e-4
@@ -40,7 +39,8 @@ def export(path: Path, out: Path, prepared: Prepared | None = None) -> Parity:
     out : Path
         New folder, or .zip.
     prepared : Prepared, optional
-        Whose test stimuli are the gallery; the run's own store when omitted.
+        Whose test stimuli are the gallery, and whose subject the bundle is for if the run has several; the run's own
+        store when omitted.
 
     Raises
     ------
@@ -48,12 +48,15 @@ def export(path: Path, out: Path, prepared: Prepared | None = None) -> Parity:
         The exported encoder does not agree with the trained one.
     BundleError
         The path exists.
+    ConfigError
+        The run has several stores, and none is named.
     """
     _, meta, fitted, encoder = open_run(path)
-    own = Prepared(Path(meta.prepared))
-    shown, targets = prepared or own, Targets(Path(meta.targets))
-    model = encoder.to_onnx()
-    parity = check_parity(encoder, model, own.part("train"))
+    own = prepared if prepared is not None and len(meta.prepared) > 1 else own_store(meta)
+    shown, targets = prepared or own, targets_of(meta)
+    subject = own.meta.subject
+    model = encoder.to_onnx(subject)
+    parity = check_parity(encoder, model, own.part("train"), subject)
     shelf = gallery(encoder, shown, targets)
     items = {item.id: item for part in shown.meta.items.values() for item in part}
     thumbnails = {
@@ -84,7 +87,7 @@ def _manifest(meta: RunMeta, fitted: FittedMeta, prepared: Prepared, encoder: En
         commit=meta.commit,
         config=config,
         seeds=(meta.seed,),
-        data=meta.data,
+        data=" ".join(meta.data),
         simulated=stored.simulated,
         offline_only=stored.offline_only,
         signal=stored.signal,
@@ -96,7 +99,7 @@ def _manifest(meta: RunMeta, fitted: FittedMeta, prepared: Prepared, encoder: En
     )
 
 
-def check_parity(encoder: Encoder, model: bytes, part: Part) -> Parity:
+def check_parity(encoder: Encoder, model: bytes, part: Part, subject: str = "") -> Parity:
     """Compare the exported encoder with the trained one on epochs of the training part.
 
     Raises
@@ -110,7 +113,7 @@ def check_parity(encoder: Encoder, model: bytes, part: Part) -> Parity:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     # One at a time, as the live loop will.
     exported: Float32 = np.concatenate([session.run(None, {"epochs": epoch[None]})[0] for epoch in epochs])
-    trained = encoder(epochs)
+    trained = encoder(epochs, subject)
     error, size = float(np.abs(exported - trained).max()), float(np.abs(trained).max())
     lengths = np.linalg.norm(exported, axis=1) * np.linalg.norm(trained, axis=1)
     cosine = float(np.min(np.sum(exported.astype(np.float64) * trained, axis=1) / lengths))

@@ -1,36 +1,57 @@
-"""The training loop of every network: it knows samples, an objective and a schedule, no method."""
+"""The training loop of every network: it knows samples, a learner and a schedule, no method.
+
+Shapes: n samples, B samples of a batch, U different items among them, D embedding.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from streamdec.errors import ConfigError, DataError
-from streamdec.types import Bool, Float32
 
 from . import checkpoint
 from .checkpoint import RunFolder
+from .methods.base import Training
 from .progress import Report
+
+_Rows = npt.NDArray[np.intp]
+_RESIDENT = 0.5  # share of the device's free memory that the data may take
 
 
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How to train: Adam, the encoder of the pass with the lowest validation loss is kept.
+    """How to train: AdamW, which without ``weight_decay`` is Adam.
 
     ``n_epochs_train`` passes over the data at most; ``batch_size`` samples, the last batch may be smaller;
-    ``learning_rate`` and ``betas`` of Adam; ``patience`` passes without a lower validation loss after which training
-    stops, None never.
+    ``learning_rate`` and ``betas``; ``weight_decay`` of matrices, never of biases, norms and scales; ``warm_up`` share
+    of all steps over which the rate rises from 0; ``cosine`` whether it then falls to 0 along a cosine; ``clip``
+    largest norm of the gradient, None for any; ``average`` decay of an exponential moving average of the weights, which
+    then is what is validated and kept, None for none; ``precision`` of the matrix products; ``keep`` the weights of the
+    pass with the lowest validation loss, or of the last; ``patience`` passes without a lower validation loss after
+    which training stops, None never.
     """
 
     n_epochs_train: int = 200
     batch_size: int = 1000
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
+    weight_decay: float = 0.0
+    warm_up: float = 0.0
+    cosine: bool = False
+    clip: float | None = None
+    average: float | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    keep: Literal["best", "last"] = "best"
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -40,33 +61,114 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 got=f"n_epochs_train {self.n_epochs_train}, batch_size {self.batch_size}, lr {self.learning_rate}",
                 allowed="n_epochs_train 1 or more, batch_size 2 or more, learning_rate above 0",
             )
+        if not (0 <= self.warm_up < 1 and self.weight_decay >= 0 and 0 <= (self.average or 0) < 1):
+            raise ConfigError(
+                "schedule",
+                got=f"warm_up {self.warm_up}, weight_decay {self.weight_decay}, average {self.average}",
+                allowed="warm_up and average from 0 to below 1, weight_decay 0 or more",
+            )
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Learning rate of a step, counted from 0, of ``n_steps``."""
+        rising = round(self.warm_up * n_steps)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        if not self.cosine:
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / (n_steps - rising)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples for one step.
+
+    ``epochs`` (B, n_chans, n_times) float32; ``targets`` per role (U, ...), each item once; ``place`` (B,) row of
+    ``targets`` of each sample; ``items`` (U,) index of each row among all items; ``subject`` (B,); ``sample`` (B,)
+    index among all samples.
+    """
+
+    epochs: Tensor
+    targets: dict[str, Tensor]
+    place: Tensor
+    items: Tensor
+    subject: Tensor
+    sample: Tensor
+
+
+class Group(NamedTuple):
+    """Parameters that are trained alike: factors on the schedule's learning rate and weight decay."""
+
+    parameters: list[nn.Parameter]
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+
+
+class Learner(nn.Module):
+    """What the loop trains. Whatever it keeps from batch to batch is a buffer, so that a killed run goes on the same.
+
+    Attributes
+    ----------
+    dim : int
+        D.
+    frozen : tuple of str
+        Prefixes of names in the state that are never stored: pretrained weights that are found again by their name.
+    passing : tuple of str
+        Prefixes of names that are stored while training goes on, and not with the trained encoder.
+    """
+
+    dim: int
+    frozen: tuple[str, ...] = ()
+    passing: tuple[str, ...] = ()
+
+    def begin(self, training: Training) -> None:
+        """See the samples before training: make what depends on their number or their concepts."""
+
+    def encode(self, epochs: Tensor, subject: Tensor) -> Tensor:
+        """(B, n_chans, n_times), (B,) -> query embeddings (B, D). Subject -1 is one it does not know."""
+        raise NotImplementedError
+
+    def embed(self, targets: Mapping[str, Tensor]) -> Tensor:
+        """Target features per role (U, ...) -> (U, D), what queries are compared with."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch, (). In evaluation mode it changes nothing."""
+        raise NotImplementedError
+
+    def groups(self) -> list[Group]:
+        """Parameters by how they are trained; those of one dimension do not decay."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            Group([parameter for parameter in trained if parameter.ndim > 1]),
+            Group([parameter for parameter in trained if parameter.ndim < 2], weight_decay=0.0),
+        ]
+
+    def folded(self, subject: int) -> nn.Module:
+        """Make one subject's encoder for inference: (B, n_chans, n_times) -> (B, D), of plain layers, evaluating."""
+        raise NotImplementedError
+
+    def notes(self) -> dict[str, float]:
+        """Tell what else is worth a curve, once per pass."""
+        return {}
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute the loss."""
+        return self.loss(batch)
 
 
 def train(
-    objective: nn.Module,
-    epochs: Float32,
-    targets: Float32,
-    held: Bool,
-    schedule: Schedule,
-    *,
-    seed: int,
-    device: str,
-    run: RunFolder,
-    report: Report,
+    learner: Learner, training: Training, schedule: Schedule, *, seed: int, device: str, run: RunFolder, report: Report
 ) -> dict[str, Any]:
-    """Train in place; the objective ends with the weights of the best pass.
+    """Train in place; the learner ends with the weights the schedule keeps.
 
     The state after each finished pass is in the run folder: a run that was killed goes on there and ends with the same
-    weights on the same machine.
+    weights on the same machine. Curves are in its ``history.jsonl`` and, for TensorBoard, in ``tensorboard/``.
 
     Parameters
     ----------
-    objective : nn.Module
-        ``objective(epochs, targets) -> loss``; every parameter that requires a gradient is trained.
-    epochs : array of shape (n, n_chans, n_times), float32
-    targets : array of shape (n, D), float32
-    held : array of shape (n,), bool
-        Samples to validate on.
+    learner : Learner
+        Every parameter that requires a gradient is trained.
+    training : Training
     schedule : Schedule
     seed : int
         Of the order of the samples and the dropout; the caller has seeded the initial weights.
@@ -79,59 +181,198 @@ def train(
     Returns
     -------
     dict
-        ``best_pass`` (1-based), ``best_loss``, ``passes``.
+        ``best_pass`` (1-based), ``best_loss``, ``passes``, ``validation_top1`` of the last pass.
+
+    Raises
+    ------
+    DataError
+        The loss is not finite, or a batch does not fit into the device's memory.
     """
-    objective.to(device)
-    x, y = torch.from_numpy(np.ascontiguousarray(epochs)), torch.from_numpy(np.ascontiguousarray(targets))
-    kept, validation = np.flatnonzero(~held), np.flatnonzero(held)
-    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=schedule.learning_rate, betas=schedule.betas)
-    best = _copy(objective)
-    state = _State()
+    learner.to(device)
+    data = _Data(training, device)
+    kept, validation = np.flatnonzero(~training.held), np.flatnonzero(training.held)
+    optimiser = _optimiser(learner, schedule)
+    scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=schedule.precision == "float16")
+    average = _copy(learner) if schedule.average is not None else {}
+    best, state = _copy(learner), _State()
     if run.resume.exists():
-        state, best = _restore(run, objective, optimiser)
+        state, best, average = _restore(run, learner, optimiser)
+        scaler.load_state_dict(state.scaler)
         report(f"going on after pass {state.passes}")
-    while state.passes < schedule.n_epochs_train and not _exhausted(state, schedule):
-        # One seed per pass: the state of no random generator has to be kept.
-        order = np.random.default_rng([seed, state.passes]).permutation(kept)
-        torch.manual_seed(int(np.random.SeedSequence([seed, state.passes]).generate_state(1)[0]))
-        objective.train()
-        losses = []
-        for batch in _batches(order, schedule.batch_size):
-            loss = objective(x[batch].to(device), y[batch].to(device))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.detach())
-        validated = _validate(objective, x, y, validation, schedule.batch_size, device)
-        if not math.isfinite(validated):
-            raise DataError(f"pass {state.passes + 1}: validation loss", got=validated, do="lower learning_rate")
-        passes = state.passes + 1
-        improved = validated < state.best_loss
-        if improved:
-            best = _copy(objective)
-        state = _State(passes, validated if improved else state.best_loss, passes if improved else state.best_pass)
-        mean_loss = float(torch.stack(losses).mean())
-        run.log({"pass": passes, "train_loss": mean_loss, "validation_loss": validated})
-        _store(run, objective, optimiser, best, state)
-        line = f"pass {passes}: loss {mean_loss:.4f}, validation {validated:.4f}"
-        report(line, passes, schedule.n_epochs_train)
-    objective.load_state_dict(best)
-    objective.eval()
-    return {"best_pass": state.best_pass, "best_loss": state.best_loss, "passes": state.passes}
+    n_steps = schedule.n_epochs_train * len(_batches(kept, schedule.batch_size))
+    top1 = state.top1
+    with _board(run, state.passes) as board:
+        while state.passes < schedule.n_epochs_train and not _exhausted(state, schedule):
+            # One seed per pass: the state of no random generator has to be kept.
+            order = np.random.default_rng([seed, state.passes]).permutation(kept)
+            torch.manual_seed(int(np.random.SeedSequence([seed, state.passes]).generate_state(1)[0]))
+            batches = _batches(order, schedule.batch_size)
+            learner.train()
+            losses = []
+            for i, rows in enumerate(batches):
+                rate = schedule.rate(state.passes * len(batches) + i, n_steps)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * group["factor"]
+                try:
+                    losses.append(_step(learner, data.batch(rows), optimiser, scaler, schedule))
+                except torch.OutOfMemoryError as error:
+                    raise _too_large(learner, data, rows, scaler, schedule) from error
+                if schedule.average is not None:
+                    _blend(average, learner, schedule.average)
+            newest = _copy(learner) if average else {}
+            if average:
+                load_weights(learner, average)
+            validated, top1 = _validate(learner, data, validation, schedule)
+            if not math.isfinite(validated):
+                raise DataError(f"pass {state.passes + 1}: validation loss", got=validated, do="lower learning_rate")
+            passes, improved = state.passes + 1, validated < state.best_loss
+            if improved or schedule.keep == "last":
+                best = _copy(learner)
+            if average:
+                load_weights(learner, newest)
+            state = _State(
+                passes,
+                validated if improved else state.best_loss,
+                passes if improved else state.best_pass,
+                top1,
+                scaler.state_dict(),
+            )
+            curves = {
+                "train_loss": float(torch.stack(losses).mean()),
+                "validation_loss": validated,
+                "validation_top1": top1,
+                **learner.notes(),
+            }
+            run.log({"pass": passes, **curves})
+            for name, value in curves.items():
+                board.add_scalar(name, value, passes)
+            _store(run, learner, optimiser, best, average, state)
+            line = (
+                f"pass {passes}: loss {curves['train_loss']:.4f}, validation {validated:.4f}, top-1 {100 * top1:.1f} %"
+            )
+            report(line, passes, schedule.n_epochs_train)
+    load_weights(learner, best)
+    learner.eval()
+    return {
+        "best_pass": state.best_pass,
+        "best_loss": state.best_loss,
+        "passes": state.passes,
+        "validation_top1": top1,
+    }
 
 
 class _State(msgspec.Struct, frozen=True):
     passes: int = 0
     best_loss: float = 1e30  # JSON has no infinity
     best_pass: int = 0
+    top1: float = 0.0
+    scaler: dict[str, Any] = {}
+
+
+class _Data:
+    """The samples, on the device where they fit, else memory-mapped or in memory and moved batch by batch."""
+
+    def __init__(self, training: Training, device: str) -> None:
+        self.training, self.device = training, device
+        self._epochs: npt.NDArray[Any] | Tensor = training.epochs
+        self._targets: dict[str, npt.NDArray[Any] | Tensor] = dict(training.targets)
+        arrays = [training.epochs, *training.targets.values()]
+        if device.startswith("cuda"):
+            free, _ = torch.cuda.mem_get_info(device)
+            if sum(array.nbytes for array in arrays) < _RESIDENT * free:
+                self._epochs = torch.from_numpy(np.array(training.epochs)).to(device)
+                self._targets = {
+                    role: torch.from_numpy(np.array(array)).to(device) for role, array in training.targets.items()
+                }
+
+    def batch(self, rows: _Rows) -> Batch:
+        items, place = np.unique(self.training.item[rows], return_inverse=True)
+        return Batch(
+            epochs=self._take(self._epochs, rows),
+            targets=self.targets(items),
+            place=self._whole(place),
+            items=self._whole(items),
+            subject=self._whole(self.training.subject[rows]),
+            sample=self._whole(rows),
+        )
+
+    def targets(self, items: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        return {role: self._take(array, items) for role, array in self._targets.items()}
+
+    def _take(self, array: npt.NDArray[Any] | Tensor, rows: npt.NDArray[Any]) -> Tensor:
+        taken = array[self._whole(rows)] if isinstance(array, Tensor) else torch.from_numpy(array[rows])
+        taken = taken.to(self.device)
+        return taken.float() if taken.is_floating_point() else taken
+
+    def _whole(self, numbers: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(numbers.astype(np.int64)).to(self.device)
+
+
+def _optimiser(learner: Learner, schedule: Schedule) -> torch.optim.AdamW:
+    groups = [
+        {
+            "params": group.parameters,
+            "weight_decay": schedule.weight_decay * group.weight_decay,
+            "factor": group.learning_rate,
+        }
+        for group in learner.groups()
+        if group.parameters
+    ]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas)
+
+
+def _step(
+    learner: Learner, batch: Batch, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, schedule: Schedule
+) -> Tensor:
+    with _precision(batch.epochs.device.type, schedule):
+        loss: Tensor = learner(batch)
+    optimiser.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    if schedule.clip is not None:
+        scaler.unscale_(optimiser)
+        trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, schedule.clip)
+    scaler.step(optimiser)
+    scaler.update()
+    return loss.detach().float()
+
+
+def _precision(kind: str, schedule: Schedule) -> torch.autocast:
+    reduced = schedule.precision != "float32"
+    return torch.autocast(kind, getattr(torch, schedule.precision) if reduced else torch.bfloat16, enabled=reduced)
+
+
+def _too_large(
+    learner: Learner, data: _Data, rows: _Rows, scaler: torch.amp.GradScaler, schedule: Schedule
+) -> DataError:
+    """Say which batch would fit, by trying."""
+    fits = 0
+    for size in (len(rows) // 2**i for i in range(1, 12)):
+        if size < 2:
+            break
+        learner.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        try:
+            with _precision(data.device.partition(":")[0], schedule):
+                loss: Tensor = learner(data.batch(rows[:size]))
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            continue
+        fits = size
+        break
+    return DataError(
+        f"memory of {data.device}",
+        got=f"too little for a batch of {len(rows)}",
+        allowed=f"about {fits}" if fits else "not even 2",
+        do=f"set schedule.batch_size to {fits} or less" if fits else "use another device",
+    )
 
 
 def _exhausted(state: _State, schedule: Schedule) -> bool:
     return schedule.patience is not None and state.passes - state.best_pass >= schedule.patience
 
 
-def _batches(order: npt.NDArray[np.intp], size: int) -> list[npt.NDArray[np.intp]]:
+def _batches(order: _Rows, size: int) -> list[_Rows]:
     """Cut into batches; a last one of a single sample, which no batch norm can take, joins the one before."""
     cuts = list(range(size, len(order), size))
     if cuts and len(order) - cuts[-1] < 2:
@@ -140,40 +381,101 @@ def _batches(order: npt.NDArray[np.intp], size: int) -> list[npt.NDArray[np.intp
 
 
 @torch.no_grad()
-def _validate(objective: nn.Module, x: Tensor, y: Tensor, rows: npt.NDArray[np.intp], size: int, device: str) -> float:
-    """Mean loss of the validation samples."""
-    objective.eval()
-    batches = _batches(rows, size)
-    losses = [len(batch) * float(objective(x[batch].to(device), y[batch].to(device))) for batch in batches]
-    return sum(losses) / len(rows)
+def _validate(learner: Learner, data: _Data, rows: _Rows, schedule: Schedule) -> tuple[float, float]:
+    """Mean loss of the validation samples, and the share whose own item is nearest among all validation items."""
+    learner.eval()
+    losses, queries = [], []
+    for part in _batches(rows, schedule.batch_size):
+        batch = data.batch(part)
+        losses.append(len(part) * float(learner(batch)))
+        queries.append(learner.encode(batch.epochs, batch.subject).float())
+    items, place = np.unique(data.training.item[rows], return_inverse=True)
+    candidates = [
+        learner.embed(data.targets(items[start : start + schedule.batch_size])).float()
+        for start in range(0, len(items), schedule.batch_size)
+    ]
+    similarity = nnf.normalize(torch.cat(queries), dim=1) @ nnf.normalize(torch.cat(candidates), dim=1).T
+    hits = similarity.argmax(1).cpu().numpy() == place
+    return sum(losses) / len(rows), float(hits.mean())
 
 
-def _copy(objective: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in objective.state_dict().items()}
+def weights(learner: Learner, *, trained: bool = False) -> dict[str, Tensor]:
+    """State of a learner by name, without what is frozen; ``trained`` also without what only training needs."""
+    left_out = learner.frozen + (learner.passing if trained else ())
+    state = learner.state_dict()
+    return {name: tensor.detach() for name, tensor in state.items() if not name.startswith(left_out or ("\0",))}
+
+
+def load_weights(learner: Learner, state: Mapping[str, Tensor]) -> None:
+    """Set a learner's state from :func:`weights`.
+
+    Raises
+    ------
+    DataError
+        Names or shapes are not the learner's.
+    """
+    try:
+        missing, unknown = learner.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise DataError("stored weights", got=str(error).splitlines()[-1].strip(), do="fit it again") from error
+    wrong = [name for name in missing if not name.startswith(learner.frozen + learner.passing or ("\0",))] + unknown
+    if wrong:
+        raise DataError("stored weights", got=f"{len(wrong)} names that do not fit: {wrong[0]} ...", do="fit it again")
+
+
+def _copy(learner: Learner) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights(learner).items()}
+
+
+def _blend(average: dict[str, Tensor], learner: Learner, decay: float) -> None:
+    for name, tensor in weights(learner).items():
+        if tensor.is_floating_point():
+            average[name].lerp_(tensor, 1 - decay)
+        else:
+            average[name].copy_(tensor)
+
+
+@contextmanager
+def _board(run: RunFolder, passes: int) -> Iterator[Any]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=passes + 1)
+    try:
+        yield writer
+    finally:
+        writer.close()
 
 
 def _store(
-    run: RunFolder, objective: nn.Module, optimiser: torch.optim.Adam, best: dict[str, Tensor], state: _State
+    run: RunFolder,
+    learner: Learner,
+    optimiser: torch.optim.AdamW,
+    best: dict[str, Tensor],
+    average: dict[str, Tensor],
+    state: _State,
 ) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in objective.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in weights(learner).items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{name}": tensor for name, tensor in moments.items()}
     checkpoint.save(run.resume, {name: tensor.cpu().numpy() for name, tensor in tensors.items()}, state)
 
 
-def _restore(run: RunFolder, objective: nn.Module, optimiser: torch.optim.Adam) -> tuple[_State, dict[str, Tensor]]:
+def _restore(
+    run: RunFolder, learner: Learner, optimiser: torch.optim.AdamW
+) -> tuple[_State, dict[str, Tensor], dict[str, Tensor]]:
     arrays, state = checkpoint.load(run.resume)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    device = next(objective.parameters()).device
+    device = next(learner.parameters()).device
 
     def of(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
 
-    objective.load_state_dict(of("model."))
+    load_weights(learner, of("model."))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in of("adam.").items():
         i, _, key = name.partition(".")
         moments.setdefault(int(i), {})[key] = tensor
     optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
-    return msgspec.convert(state, _State), {name: tensor.to(device) for name, tensor in of("best.").items()}
+    return msgspec.convert(state, _State), of("best."), of("average.")

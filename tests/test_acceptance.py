@@ -92,7 +92,7 @@ def test_p300_live_is_as_good_as_offline(data: Path, tmp_path: Path) -> None:
     train("fit", "ridge", store, targets, run)
     train("evaluate", run)
     train("export", run, bundle)
-    offline = msgspec.json.decode((run / "evaluation.json").read_bytes(), type=Evaluation)
+    offline = msgspec.json.decode((run / "evaluations" / "p300.json").read_bytes(), type=Evaluation)
 
     streams = ("--eeg", "name=gtec", "--markers", "name=gtec-flashes")
     decisions = served(bundle, streams, (path, "--from", duration / 2), duration)
@@ -128,7 +128,7 @@ def test_things_live_decides_as_offline(things: Path, tmp_path: Path, method: st
     train("evaluate", run)
     train("export", run, bundle)
     encoder, prepared = open_run(run)[-1], Prepared(things / "store")
-    part, shelf = prepared.part("test"), gallery(encoder, prepared, Targets(things / "targets"))
+    part, shelf = prepared.part("test"), gallery(encoder, prepared, {"image": Targets(things / "targets")})
     session = part.rows.session == 1
     scores = evaluate.scores(encoder(np.asarray(part.epochs[session])), shelf)
     best = scores.argmax(axis=1)

@@ -14,9 +14,8 @@ from offline import cli, evaluate
 from offline.checkpoint import FittedMeta, RunFolder
 from offline.data.prepare import Recipe
 from offline.data.recording import RecordingSettings
-from offline.data.store import Prepared
 from offline.evaluate import Evaluation
-from offline.experiment import evaluate_run, open_run
+from offline.experiment import evaluate_run, open_run, own_store
 from offline.export import check_parity
 from offline.methods.registry import NAMES, method
 from streamdec.config import convert, read_toml
@@ -56,7 +55,7 @@ def test_evaluation(fitted: Path, capsys) -> None:
     assert run("evaluate", fitted) == 0
     shown = capsys.readouterr().out
     assert "simulated data tiny nobody" in shown
-    found = msgspec.json.decode((fitted / "evaluation.json").read_bytes(), type=Evaluation)
+    found = msgspec.json.decode((fitted / "evaluations" / "nobody.json").read_bytes(), type=Evaluation)
     assert found.simulated
     if "class" in fitted.name:
         assert found.auc["target"] == pytest.approx(found.auc["other"])
@@ -81,8 +80,8 @@ def test_bundle_decides_live_as_offline(fitted: Path, tmp_path, capsys) -> None:
     bundle = bundles.read(tmp_path / "bundle.zip")
     manifest = bundle.manifest
     _, meta, _, encoder = open_run(fitted)
-    prepared = Prepared(Path(meta.prepared))
-    assert manifest.data == prepared.meta.fingerprint == meta.data
+    prepared = own_store(meta)
+    assert (manifest.data,) == (prepared.meta.fingerprint,) == meta.data
     assert manifest.seeds == (3,)
     assert manifest.simulated
     assert manifest.evidence == ("none" if prepared.meta.kind == "class" else "mean")
@@ -108,11 +107,11 @@ def test_bundle_decides_live_as_offline(fitted: Path, tmp_path, capsys) -> None:
 def test_encoder_that_disagrees_is_not_exported(fitted: Path) -> None:
     _, meta, _, encoder = open_run(fitted)
     model = encoder.to_onnx()
-    part = Prepared(Path(meta.prepared)).part("train")
+    part = own_store(meta).part("train")
     assert check_parity(encoder, model, part).min_cosine > 1 - 1e-6
 
     class Other:
-        def __call__(self, epochs: np.ndarray) -> np.ndarray:
+        def __call__(self, epochs: np.ndarray, subject: str = "") -> np.ndarray:
             return encoder(epochs) * np.float32(1.001) + np.float32(0.01)
 
     with pytest.raises(EngineError, match="nothing was written"):

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from offline import fit
 from offline.checkpoint import RunFolder
+from offline.data.store import Item
+from offline.methods.base import Training
 from streamdec.errors import ConfigError, DataError
 
 
-class Objective(nn.Module):
+class Line(fit.Learner):
+    """Least squares; counts the samples it was shown, in a buffer."""
+
+    dim = 2
+    passing = ("seen",)
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Sequential(nn.Dropout(0.2), nn.Linear(6, 2), nn.BatchNorm1d(2))
+        self.register_buffer("seen", torch.zeros(41))
 
-    def forward(self, epochs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.mean((self.layer(epochs.flatten(1)) - targets) ** 2)
+    def encode(self, epochs: torch.Tensor, subject: torch.Tensor) -> torch.Tensor:
+        return self.layer(epochs.flatten(1))
+
+    def embed(self, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        return targets["image"]
+
+    def loss(self, batch: fit.Batch) -> torch.Tensor:
+        if self.training:
+            self.seen[batch.sample] += 1
+        return torch.mean((self.encode(batch.epochs, batch.subject) - self.embed(batch.targets)[batch.place]) ** 2)
+
+    def notes(self) -> dict[str, float]:
+        return {"seen": float(self.seen.sum())}
 
 
 class KilledError(Exception):
@@ -27,14 +49,25 @@ class KilledError(Exception):
 
 
 @pytest.fixture
-def samples() -> dict[str, np.ndarray]:
+def samples() -> Training:
+    """41 samples of 41 items; every fifth is held out."""
     rng = np.random.default_rng(0)
     epochs = rng.standard_normal((41, 2, 3)).astype(np.float32)
     targets = (epochs.reshape(41, 6) @ rng.standard_normal((6, 2))).astype(np.float32)
-    return {"epochs": epochs, "targets": targets, "held": np.arange(41) % 5 == 0}
+    return Training(
+        epochs=epochs,
+        item=np.arange(41),
+        subject=np.zeros(41, np.int64),
+        targets={"image": targets},
+        held=np.arange(41) % 5 == 0,
+        group=np.arange(41),
+        items=tuple(Item(str(i), str(i), str(i)) for i in range(41)),
+        subjects=("nobody",),
+        kind="stimulus",
+    )
 
 
-def train(samples, path, passes: int, kill_at: int | None = None, **schedule) -> tuple[Objective, dict, list[str]]:
+def train(samples, path, passes: int, kill_at: int | None = None, **schedule) -> tuple[Line, dict, list[str]]:
     lines: list[str] = []
 
     def report(line: str, done: int = 0, total: int = 0) -> None:
@@ -43,10 +76,10 @@ def train(samples, path, passes: int, kill_at: int | None = None, **schedule) ->
             raise KilledError
 
     path.mkdir(exist_ok=True)
-    objective = Objective()
+    learner = Line()
     settings = fit.Schedule(n_epochs_train=passes, batch_size=8, **({"learning_rate": 0.02} | schedule))
-    notes = fit.train(objective, **samples, schedule=settings, seed=4, device="cpu", run=RunFolder(path), report=report)
-    return objective, notes, lines
+    notes = fit.train(learner, samples, settings, seed=4, device="cpu", run=RunFolder(path), report=report)
+    return learner, notes, lines
 
 
 def test_killed_run_goes_on_to_the_same_weights(samples, tmp_path) -> None:
@@ -62,14 +95,110 @@ def test_killed_run_goes_on_to_the_same_weights(samples, tmp_path) -> None:
             assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
+def test_killed_run_goes_on_with_everything_switched_on(samples, tmp_path) -> None:
+    options = {
+        "weight_decay": 0.1,
+        "warm_up": 0.2,
+        "cosine": True,
+        "clip": 0.5,
+        "average": 0.9,
+        "precision": "bfloat16",
+    }
+    whole, notes, _ = train(samples, tmp_path / "whole", 5, keep="last", **options)
+    with pytest.raises(KilledError):
+        train(samples, tmp_path / "killed", 5, kill_at=2, keep="last", **options)
+    resumed, again, _ = train(samples, tmp_path / "killed", 5, keep="last", **options)
+    assert again == notes
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_moving_average_is_what_is_kept(samples, tmp_path) -> None:
+    """Against the average of the weights after each step, taken along by hand."""
+    decay, weights = 0.7, []
+    learner = Line()
+    hook = register_optimizer_step_post_hook(
+        lambda optimiser, *_: weights.append(optimiser.param_groups[0]["params"][0].detach().clone())
+    )
+    initial = learner.layer[1].weight.detach().clone()
+    learner, _, _ = train(samples, tmp_path, 3, average=decay, keep="last")
+    hook.remove()
+    expected = initial
+    for weight in weights:
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(learner.layer[1].weight, expected)
+
+
+def test_rate_of_each_step() -> None:
+    schedule = fit.Schedule(learning_rate=2.0, warm_up=0.1, cosine=True)
+    assert [schedule.rate(step, 100) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0])
+    assert schedule.rate(10, 100) == pytest.approx(2.0)
+    assert schedule.rate(55, 100) == pytest.approx(1.0)
+    assert schedule.rate(99, 100) < 0.01
+    assert {fit.Schedule(learning_rate=2.0).rate(step, 100) for step in range(100)} == {2.0}
+
+
+def test_clipping_bounds_the_gradient(samples, tmp_path) -> None:
+    norms = []
+
+    def measure(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        norms.append(float(torch.cat([p.grad.flatten() for p in parameters]).norm()))
+
+    hook = register_optimizer_step_pre_hook(measure)
+    train(samples, tmp_path / "a", 1)
+    assert max(norms) > 0.1
+    norms.clear()
+    train(samples, tmp_path / "b", 1, clip=0.1)
+    hook.remove()
+    assert max(norms) <= 0.1 + 1e-6
+
+
+def test_batch_that_does_not_fit_names_one_that_does(samples, tmp_path) -> None:
+    class Large(Line):
+        def loss(self, batch: fit.Batch) -> torch.Tensor:
+            if len(batch.epochs) > 4:
+                raise torch.OutOfMemoryError
+            return super().loss(batch)
+
+    settings = fit.Schedule(n_epochs_train=1, batch_size=16)
+    with pytest.raises(DataError, match=r"batch of 16; allowed: about 4; set schedule.batch_size to 4"):
+        fit.train(Large(), samples, settings, seed=0, device="cpu", run=RunFolder(tmp_path), report=lambda *_: None)
+
+
+def test_curves(samples, tmp_path) -> None:
+    train(samples, tmp_path, 2)
+    first, second = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert second["seen"] == 2 * first["seen"] == 2 * 32
+    assert 0 <= first["validation_top1"] <= 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("validation_loss")] == pytest.approx(
+        [first["validation_loss"], second["validation_loss"]]
+    )
+
+
+def test_what_only_training_needs_is_not_kept(samples, tmp_path) -> None:
+    learner, _, _ = train(samples, tmp_path, 1)
+    assert "seen" in fit.weights(learner)
+    trained = fit.weights(learner, trained=True)
+    assert "seen" not in trained
+    fit.load_weights(Line(), trained)
+    with pytest.raises(DataError, match="do not fit"):
+        fit.load_weights(Line(), trained | {"layer.9.weight": torch.zeros(1)})
+    with pytest.raises(DataError, match="stored weights"):
+        fit.load_weights(Line(), trained | {"layer.1.weight": torch.zeros(1)})
+
+
 def test_best_pass_is_kept(samples, tmp_path) -> None:
-    objective, notes, lines = train(samples, tmp_path, 12, learning_rate=0.5)
-    losses = [float(line.rpartition(" ")[2]) for line in lines]
+    learner, notes, lines = train(samples, tmp_path, 12, learning_rate=0.5)
+    losses = [float(line.split("validation ")[1].split(",")[0]) for line in lines]
     assert notes["best_pass"] == int(np.argmin(losses)) + 1
     assert notes["best_loss"] == pytest.approx(min(losses), abs=1e-4)
-    held = samples["held"]
+    epochs, targets = samples.epochs[samples.held], samples.targets["image"][samples.held]
     with torch.no_grad():
-        got = objective(torch.from_numpy(samples["epochs"][held]), torch.from_numpy(samples["targets"][held]))
+        got = torch.mean((learner.encode(torch.from_numpy(epochs), torch.zeros(9)) - torch.from_numpy(targets)) ** 2)
     assert float(got) == pytest.approx(notes["best_loss"], rel=1e-6)
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 12
 
@@ -82,13 +211,13 @@ def test_patience(samples, tmp_path) -> None:
 
 def test_held_out_samples_are_not_trained_on(samples, tmp_path) -> None:
     first, _, _ = train(samples, tmp_path / "a", 1)
-    samples["epochs"][samples["held"]] += 1
+    samples.epochs[samples.held] += 1
     second, _, _ = train(samples, tmp_path / "b", 1)
     assert torch.equal(first.layer[1].weight, second.layer[1].weight)
 
 
 def test_divergence_is_said(samples, tmp_path) -> None:
-    samples["epochs"][0] = np.nan
+    samples.epochs[0] = np.nan
     with pytest.raises(DataError, match="lower learning_rate"):
         train(samples, tmp_path, 2)
 

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 
 from offline.checkpoint import RunFolder
+from offline.data.store import Item
 from offline.methods.base import Training
 from offline.methods.ridge import RidgeSettings, decompose, fit, leave_out_errors, load, solve
 from offline.progress import silent
@@ -51,7 +52,17 @@ def training(kind: str, n: int = 60) -> Training:
         (n, 3, 5)
     )
     held = np.arange(n) >= n - 10
-    return Training(epochs.astype(np.float32), targets.astype(np.float32), held, np.arange(n) // 6, kind)
+    return Training(
+        epochs=epochs.astype(np.float32),
+        item=np.arange(n),
+        subject=np.zeros(n, np.int64),
+        targets={"image": targets.astype(np.float32)},
+        held=held,
+        group=np.arange(n) // 6,
+        items=tuple(Item(str(i), str(i), str(i)) for i in range(n)),
+        subjects=("nobody",),
+        kind=kind,
+    )
 
 
 @pytest.mark.parametrize("kind", ["stimulus", "class"])
@@ -63,14 +74,14 @@ def test_encoder(tmp_path, kind: str, per_feature: bool) -> None:
     correlation = np.corrcoef(queries.ravel(), candidates.ravel())[0, 1]
     assert correlation > 0.8
     if kind == "class":
-        assert np.array_equal(candidates, data.targets)
+        assert np.array_equal(candidates, data.targets["image"])
     else:
         np.testing.assert_allclose(candidates.mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(candidates.std(axis=0), 1, rtol=1e-5)
 
-    changed = Training(data.epochs.copy(), data.targets.copy(), data.held, data.group, data.kind)
+    changed = training(kind)
     changed.epochs[data.held] += 5
-    changed.targets[data.held] *= -1
+    changed.targets["image"][data.held] *= -1
     again = fit(changed, RidgeSettings(per_feature=per_feature), 0, "cpu", RunFolder(tmp_path), silent)
     assert np.array_equal(again.held_out.weights, fitted.held_out.weights), "it saw what was held out"
     assert not np.array_equal(again.encoder.weights, fitted.encoder.weights)

@@ -8,7 +8,8 @@ import pytest
 import tiny_store
 
 from offline.data import splits
-from offline.data.store import Meta, Part, Prepared, Rows, Writer
+from offline.data.joined import join
+from offline.data.store import Meta, Prepared, Writer
 from streamdec.errors import ConfigError, DataError
 
 
@@ -57,25 +58,47 @@ def test_refusals(tmp_path) -> None:
 
 
 def test_hold_out(tmp_path) -> None:
-    part = tiny_store.make(tmp_path / "store").part("train")
-    concepts = np.array([item.concept for item in part.items])[part.rows.item]
-    images = np.array([item.id for item in part.items])[part.rows.item]
-    by_concept = splits.hold_out(part, "concept", 0.1, 7)
+    store = tiny_store.make(tmp_path / "store")
+    items, joined = store.meta.items["train"], join([store])
+    concepts, images = np.array([item.concept for item in items]), np.array([item.id for item in items])
+    by_concept = splits.choose(items, "concept", 0.1, 7)
     assert len(set(concepts[by_concept])) == 3
     assert not set(concepts[by_concept]) & set(concepts[~by_concept])
-    assert np.array_equal(by_concept, splits.hold_out(part, "concept", 0.1, 7))
-    assert not np.array_equal(by_concept, splits.hold_out(part, "concept", 0.1, 8))
-    by_image = splits.hold_out(part, "image", 0.1, 7)
-    assert len(set(images[by_image])) == 6
-    assert not set(images[by_image]) & set(images[~by_image])
-    assert np.array_equal(splits.hold_out(part, "time", 0.25, 7), np.arange(240) >= 180)
+    assert np.array_equal(by_concept, splits.choose(items, "concept", 0.1, 7))
+    assert not np.array_equal(by_concept, splits.choose(items, "concept", 0.1, 8))
+    assert len(set(images[splits.choose(items, "image", 0.1, 7)])) == 6
+    (held,) = joined.hold_out("concept", 0.1, 7)
+    assert np.array_equal(held, by_concept[joined.parts[0].rows.item])
+    assert np.array_equal(joined.hold_out("time", 0.25, 7)[0], np.arange(240) >= 180)
     for share in (0.0, 1.0, -1.0):
         with pytest.raises(ConfigError, match="held out"):
-            splits.hold_out(part, "concept", share, 0)
-    lonely = Part(part.items[:1], part.epochs[:1], Rows(*(np.zeros(1, np.int64),) * 3))
+            splits.choose(items, "concept", share, 0)
     with pytest.raises(ConfigError, match="two or more"):
-        splits.hold_out(lonely, "image", 0.5, 0)
-    assert np.array_equal(splits.groups(part, "class"), np.arange(240) // 24)
-    group = splits.groups(part, "stimulus")
-    assert all(len(set(group[concepts == c])) == 1 for c in set(concepts))
-    assert len(set(group)) == 30
+        splits.choose(items[:1], "image", 0.5, 0)
+    assert np.array_equal(splits.stretches(240), np.arange(240) // 24)
+
+
+def test_subjects_side_by_side(tmp_path) -> None:
+    first = tiny_store.make(tmp_path / "a")
+    second = tiny_store.make(tmp_path / "b", n_train=80, repetitions=2, subject="somebody")
+    joined = join([second, first])
+    assert joined.subjects == ("somebody", "nobody")
+    assert len(joined.items) == 80
+    for part, place in zip(joined.parts, joined.places, strict=True):
+        assert [joined.items[i].id for i in place] == [item.id for item in part.items]
+    held = joined.hold_out("concept", 0.1, 3)
+    out = [
+        {part.items[i].concept for i in part.rows.item[of_part]}
+        for part, of_part in zip(joined.parts, held, strict=True)
+    ]
+    kept = [
+        {part.items[i].concept for i in part.rows.item[~of_part]}
+        for part, of_part in zip(joined.parts, held, strict=True)
+    ]
+    assert not (out[0] | out[1]) & (kept[0] | kept[1]), (
+        "a concept is held out for one subject and trained on for another"
+    )
+    with pytest.raises(ConfigError, match="each once"):
+        join([first, first])
+    with pytest.raises(ConfigError, match="kind"):
+        join([first, tiny_store.make(tmp_path / "c", kind="class", subject="third")])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.nice import Nice
-from offline.methods.nice import NiceEncoder
+from offline.methods.network import Shapes, to_onnx
+from offline.methods.nice import NiceLearner, NiceSettings
 from streamdec.decode import bundle
 from streamdec.decode.gallery import Gallery
 from streamdec.decode.manifest import Calibration, Head, Manifest
@@ -23,8 +23,8 @@ def nice_bundle(
     steps = (Baseline(-0.2, 0.0), Resample(250.0))
     signal = Signal(ch_names, sfreq, -0.2, 0.799 if sfreq == 1000 else 0.8 - 1 / sfreq, steps=steps)
     shape = (len(ch_names), 250)
-    nothing, one = np.zeros(dim, np.float32), np.ones(dim, np.float32)
-    encoder = NiceEncoder(Nice(*shape, n_features=dim), shape, nothing, one)
+    shapes = Shapes(epochs=shape, targets={"image": (dim,)}, subjects=(), n_concepts=n_gallery, kind="stimulus")
+    model = to_onnx(NiceLearner(NiceSettings(), shapes).folded(-1), shape)
     head = Head(
         horizon=signal.tmax, encoder="encoder.onnx", shape=shape, dim=dim, calibration=Calibration((1,), (20.0,))
     )
@@ -45,5 +45,5 @@ def nice_bundle(
         evidence="none",
         budgets={"retrieval": 0.05},
     )
-    encoders = {"encoder.onnx": encoder.to_onnx()}
+    encoders = {"encoder.onnx": model}
     return bundle.write(path, manifest, {}, Gallery(features, ids, ids), encoders)

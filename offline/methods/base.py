@@ -5,19 +5,20 @@ Shapes: n samples, D width of the target features, G candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from streamdec.types import Bool, Float32, Float64
 
 from ..checkpoint import RunFolder
 from ..data.splits import HoldOut
-from ..data.store import Int64
+from ..data.store import Int64, Item
 from ..progress import Report
 
 
@@ -38,31 +39,46 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class Training(msgspec.Struct, frozen=True, eq=False):
     """Samples to fit.
 
-    ``epochs`` (n, n_chans, n_times) float32; ``targets`` (n, D) float32, as the target encoder gave them; ``held``
-    (n,) True for validation; ``group`` (n,) what must be left out together when a setting is cross-validated; ``kind``
-    of the items.
+    ``epochs`` (n, n_chans, n_times) float32; ``item`` (n,) index into ``items``; ``subject`` (n,) index into
+    ``subjects``; ``targets`` per role the features of the items (n_items, ...), as the target encoder gave them;
+    ``held`` (n,) True for validation; ``group`` (n,) what must be left out together when a setting is cross-validated;
+    ``kind`` of the items.
     """
 
     epochs: Float32
-    targets: Float32
+    item: Int64
+    subject: Int64
+    targets: dict[str, npt.NDArray[Any]]
     held: Bool
     group: Int64
+    items: tuple[Item, ...]
+    subjects: tuple[str, ...]
     kind: Literal["stimulus", "class"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_chans, n_times)."""
+        return self.epochs.shape[1], self.epochs.shape[2]
 
 
 class Encoder(Protocol):
-    """A trained decoder: epochs and target features into one space, compared by cosine there."""
+    """A trained decoder: epochs and target features into one space, compared by cosine there.
+
+    ``subjects`` it was trained on, where it tells them apart, else empty. A subject it does not know is decoded as the
+    method says for a new one.
+    """
 
     shape: tuple[int, int]
     dim: int
+    subjects: tuple[str, ...]
 
-    def __call__(self, epochs: Float32) -> Float32:
+    def __call__(self, epochs: Float32, subject: str = "") -> Float32:
         """(n, n_chans, n_times) float32 -> query embeddings (n, dim) float32."""
 
-    def candidates(self, features: Float32) -> Float32:
-        """Target features (G, D) -> (G, dim) float32, what queries are compared with."""
+    def candidates(self, targets: Mapping[str, npt.NDArray[Any]]) -> Float32:
+        """Target features per role (G, ...) -> (G, dim) float32, what queries are compared with."""
 
-    def to_onnx(self) -> bytes:
+    def to_onnx(self, subject: str = "") -> bytes:
         """Export: input "epochs" (B, n_chans, n_times) -> output "embeddings" (B, dim), float32."""
 
     def save(self, path: Path) -> None:
@@ -86,6 +102,10 @@ class Method:
     name, citation : str
     settings : type
         Its settings; every field has a default, the published one where there is one.
+    roles : tuple of str
+        What each of its target features is for; the first is what a gallery is made of.
+    open_roles : bool
+        Whether it takes further target features, under names of the user's.
     fit : callable
         ``(training, settings, seed, device, run, report) -> Fitted``; goes on where a killed run was.
     load : callable
@@ -95,8 +115,10 @@ class Method:
     name: str
     citation: str
     settings: type[MethodSettings]
+    roles: tuple[str, ...]
     fit: Callable[[Training, Any, int, str, RunFolder, Report], Fitted]
     load: Callable[[Path], Encoder]
+    open_roles: bool = False
 
 
 def standard(targets: Float32) -> tuple[Float64, Float64]:

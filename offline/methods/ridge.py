@@ -7,15 +7,17 @@ every fold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from streamdec.errors import ConfigError
-from streamdec.types import Bool, Float32, Float64
+from streamdec.types import Float32, Float64
 
 from .. import checkpoint
 from ..checkpoint import RunFolder
@@ -49,23 +51,25 @@ class RidgeEncoder:
         (n_chans, n_times).
     """
 
+    subjects: tuple[str, ...] = ()
+
     def __init__(
         self, weights: Float32, bias: Float32, centre: Float32, scale: Float32, shape: tuple[int, int]
     ) -> None:
         self.weights, self.bias, self.centre, self.scale, self.shape = weights, bias, centre, scale, shape
         self.dim = weights.shape[1]
 
-    def __call__(self, epochs: Float32) -> Float32:
-        """(n, n_chans, n_times) -> (n, D)."""
+    def __call__(self, epochs: Float32, subject: str = "") -> Float32:
+        """(n, n_chans, n_times) -> (n, D); the same for every subject."""
         out: Float32 = epochs.reshape(len(epochs), -1) @ self.weights + self.bias
         return out
 
-    def candidates(self, features: Float32) -> Float32:
-        """(G, D) -> (G, D)."""
-        out: Float32 = ((features - self.centre) / self.scale).astype(np.float32)
+    def candidates(self, targets: Mapping[str, npt.NDArray[Any]]) -> Float32:
+        """Features (G, D) of the role "image" -> (G, D)."""
+        out: Float32 = ((targets["image"] - self.centre) / self.scale).astype(np.float32)
         return out
 
-    def to_onnx(self) -> bytes:
+    def to_onnx(self, subject: str = "") -> bytes:
         """Two nodes: flatten, multiply."""
         graph = helper.make_graph(
             [
@@ -168,8 +172,9 @@ def fit(training: Training, settings: RidgeSettings, seed: int, device: str, run
     """
     kept = ~training.held
     x = training.epochs[kept].reshape(int(kept.sum()), -1)
-    centre, scale = _scaling(training, kept)
-    y = (training.targets[kept] - centre) / scale
+    targets = _targets(training)
+    centre, scale = _scaling(training, targets[kept])
+    y = (targets[kept] - centre) / scale
     parts = decompose(x)
     unit = float(np.sum(parts.s**2) / len(x))
     alphas = unit * np.sort(np.asarray(settings.alphas, np.float64))
@@ -180,20 +185,26 @@ def fit(training: Training, settings: RidgeSettings, seed: int, device: str, run
     median = float(np.median(chosen) / unit)
     at_edge = float(np.mean((best == 0) | (best == len(alphas) - 1)))
     report(f"ridge: {len(x)} samples, alpha {median:.3g}, explained when left out {100 * explained:.2f} %")
-    shape = (training.epochs.shape[1], training.epochs.shape[2])
-    held_out = _encoder(parts, y, chosen, centre, scale, shape)
-    everything = np.ones_like(kept)
-    centre, scale = _scaling(training, everything)
+    held_out = _encoder(parts, y, chosen, centre, scale, training.shape)
+    centre, scale = _scaling(training, targets)
     parts = decompose(training.epochs.reshape(len(kept), -1))
-    encoder = _encoder(parts, (training.targets - centre) / scale, chosen, centre, scale, shape)
+    encoder = _encoder(parts, (targets - centre) / scale, chosen, centre, scale, training.shape)
     return Fitted(encoder, held_out, {"alpha": median, "alphas_at_edge": at_edge, "explained": float(explained)})
 
 
-def _scaling(training: Training, rows: Bool) -> tuple[Float64, Float64]:
-    """Mean and deviation of the targets, (D,) each; 0 and 1 for classes."""
+def _targets(training: Training) -> Float32:
+    """Targets of the samples, (n, D) float32."""
+    features = training.targets["image"]
+    if features.ndim != 2:
+        raise ConfigError("targets of ridge", got=f"rows of shape {features.shape[1:]}", allowed="vectors")
+    return features[training.item].astype(np.float32)
+
+
+def _scaling(training: Training, targets: Float32) -> tuple[Float64, Float64]:
+    """Mean and deviation of targets, (D,) each; 0 and 1 for classes."""
     if training.kind == "class":
-        return np.zeros(training.targets.shape[1]), np.ones(training.targets.shape[1])
-    return standard(training.targets[rows])
+        return np.zeros(targets.shape[1]), np.ones(targets.shape[1])
+    return standard(targets)
 
 
 def _encoder(
@@ -208,6 +219,7 @@ RIDGE = Method(
     name="ridge",
     citation="Hoerl and Kennard (1970), Ridge regression, Technometrics 12(1), doi:10.1080/00401706.1970.10488634",
     settings=RidgeSettings,
+    roles=("image",),
     fit=fit,
     load=load,
 )

@@ -27,7 +27,14 @@ class Known:
 
 
 def make(
-    path: Path, *, kind: str = "stimulus", n_train: int = 60, n_test: int = 12, repetitions: int = 4, noise: float = 1.0
+    path: Path,
+    *,
+    kind: str = "stimulus",
+    n_train: int = 60,
+    n_test: int = 12,
+    repetitions: int = 4,
+    noise: float = 1.0,
+    subject: str = "nobody",
 ) -> Prepared:
     """Epochs = features @ patterns + noise; classes have 2 items, 90 train and 60 test epochs."""
     rng = np.random.default_rng(3)
@@ -48,7 +55,7 @@ def make(
     signal = Signal(tuple("ABCD"), 100.0, 0.0, (N_TIMES - 1) / 100)
     meta = Meta(
         dataset="tiny",
-        subject="nobody",
+        subject=subject,
         simulated=True,
         kind=kind,
         signal=signal,
