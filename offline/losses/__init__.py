@@ -1,0 +1,46 @@
+"""Losses between EEG and target embeddings, as the methods' papers have them; a method's file puts its own together.
+
+What cosines are multiplied by is a :class:`LogitScale`. Over several processes, every embedding and every id goes
+through :func:`gathered` first.
+"""
+
+from .adaptive import BLUR_LEVELS, Adjustment, BlurChoice, DynamicLossAdjustment
+from .combined import (
+    atm_reconstruction,
+    atm_retrieval,
+    clip_mused,
+    orthogonality,
+    representational_similarity,
+    thought2text,
+)
+from .contrastive import (
+    Diagonal,
+    LogitScale,
+    ScaleKind,
+    paired_logits,
+    semantic_guidance,
+    softened_info_nce,
+    symmetric_info_nce,
+)
+from .processes import gathered
+
+__all__ = [
+    "BLUR_LEVELS",
+    "Adjustment",
+    "BlurChoice",
+    "Diagonal",
+    "DynamicLossAdjustment",
+    "LogitScale",
+    "ScaleKind",
+    "atm_reconstruction",
+    "atm_retrieval",
+    "clip_mused",
+    "gathered",
+    "orthogonality",
+    "paired_logits",
+    "representational_similarity",
+    "semantic_guidance",
+    "softened_info_nce",
+    "symmetric_info_nce",
+    "thought2text",
+]

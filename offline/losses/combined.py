@@ -1,0 +1,109 @@
+"""Losses of more than one kind of term: ATM, CLIP-MUSED, Thought2Text.
+
+Shapes: B batch, D embedding, L labels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from .contrastive import symmetric_info_nce
+
+
+def atm_retrieval(
+    queries: Tensor,
+    images: Tensor,
+    texts: Tensor,
+    logit_scale: float | Tensor,
+    *,
+    image_share: float = 0.99,
+    item: Tensor | None = None,
+) -> Tensor:
+    """Retrieval loss of ATM (Li et al. 2024, arXiv 2403.07721): 0.99 of the contrastive loss to images, 0.01 to texts.
+
+    (B, D) each; queries are not normalised, ``logit_scale`` is theta itself. Equal items as in
+    :func:`symmetric_info_nce`.
+    """
+    to_images = symmetric_info_nce(queries, images, logit_scale, item=item, normalise_queries=False)
+    to_texts = symmetric_info_nce(queries, texts, logit_scale, item=item, normalise_queries=False)
+    return image_share * to_images + (1 - image_share) * to_texts
+
+
+def atm_reconstruction(
+    queries: Tensor, images: Tensor, logit_scale: float | Tensor, *, mse_share: float = 0.9, item: Tensor | None = None
+) -> Tensor:
+    """Loss of ATM for generation: 10 (0.9 MSE + 0.1 contrastive loss).
+
+    (B, D) both. The MSE takes ``images`` as they are, so their scale is what a generator will be given; the contrastive
+    part as in :func:`atm_retrieval`.
+    """
+    contrast = symmetric_info_nce(queries, images, logit_scale, item=item, normalise_queries=False)
+    return 10 * (mse_share * nnf.mse_loss(queries, images) + (1 - mse_share) * contrast)
+
+
+def representational_similarity(tokens: Tensor, targets: Tensor) -> Tensor:
+    """RSA loss of CLIP-MUSED (Zhou et al. 2024, arXiv 2402.08994).
+
+    Mean squared difference of the two matrices of cosines within the batch, off the diagonal, where both are 1.
+    (B, D), (B, D') -> (); widths may differ; 0 for a batch of one.
+    """
+    difference = _cosines(tokens) - _cosines(targets)
+    n = len(difference)
+    return difference.fill_diagonal_(0).square().sum() / max(n * (n - 1), 1)
+
+
+def orthogonality(high: Tensor, low: Tensor) -> Tensor:
+    """Frobenius norm of ``high @ low.T`` (CLIP-MUSED): both tokens of an epoch should say different things. -> ()."""
+    norm: Tensor = torch.linalg.matrix_norm(high @ low.T)
+    return norm
+
+
+def clip_mused(
+    logits: Tensor,
+    labels: Tensor,
+    high: Tensor,
+    low: Tensor,
+    clip_high: Tensor,
+    clip_low: Tensor,
+    *,
+    weights: tuple[float, float, float] = (1e-3, 1e-3, 1e-1),
+) -> Tensor:
+    """Loss of CLIP-MUSED: multi-label cross-entropy, orthogonality, RSA of high and of low tokens.
+
+    Parameters
+    ----------
+    logits, labels : Tensors of shape (B, L)
+        Labels 0 or 1.
+    high, low : Tensors of shape (B, D)
+        The two tokens as the transformer leaves them.
+    clip_high, clip_low : Tensors of shape (B, D') and (B, D'')
+        Features of the last and the first CLIP layer.
+    weights : tuple of 3 floats
+        Of orthogonality, RSA high and RSA low, as in the published code (CLIP-MUSED/CLIP-MUSED @99d153d).
+
+    Returns
+    -------
+    Tensor of shape ()
+    """
+    across, of_high, of_low = weights
+    return (
+        nnf.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        + across * orthogonality(high, low)
+        + of_high * representational_similarity(high, clip_high)
+        + of_low * representational_similarity(low, clip_low)
+    )
+
+
+def thought2text(embeddings: Tensor, targets: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+    """Loss of Thought2Text, stage 1 (Mishra et al. 2024, arXiv 2410.07507): MSE to CLIP plus object cross-entropy, 1:1.
+
+    ``embeddings``, ``targets`` (B, D); ``logits`` (B, L); ``label`` (B,) integer.
+    """
+    return nnf.mse_loss(embeddings, targets) + nnf.cross_entropy(logits, label)
+
+
+def _cosines(rows: Tensor) -> Tensor:
+    rows = nnf.normalize(rows, dim=1)
+    return rows @ rows.T
