@@ -195,7 +195,7 @@ def _replay_through_loop(options: argparse.Namespace, config: Any) -> int:
     eeg = config.inlet.eeg if options.eeg or options.config else None
     markers = config.inlet.markers if options.markers or options.config else None
     inlet = ReplayInlet(recording, eeg, markers, speed=options.speed, trigger=config.intake.trigger is not None)
-    outlet, counts = replay(config, inlet, bundle, engines(bundle, config))
+    outlet, counts = replay(config, inlet, bundle, engines(bundle, config, _say))
     if options.output:
         encode = msgspec.json.encode
         options.output.write_bytes(b"".join(encode(message) + b"\n" for message in outlet.messages))

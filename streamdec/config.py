@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from .acquire.lsl import StreamQuery
+from .decode.compiled import CompiledKind
 from .decode.engine import Device
 from .decode.evidence import EvidenceSettings
 from .errors import ConfigError
@@ -17,6 +18,7 @@ from .intake import IntakeSettings
 from .session import SessionSettings
 
 T = TypeVar("T")
+EngineKind: TypeAlias = Literal["onnx"] | CompiledKind
 
 
 class InletSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,10 +35,29 @@ class InletSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How encoders run. ``threads`` within one operation; ``device`` "cpu" or "cuda" (extra ``gpu``)."""
+    """How encoders run.
 
+    ``kind`` "onnx", which every bundle brings, or what ``streamdec-train compile`` made on this machine: "aoti",
+    "tensorrt-fp32", "tensorrt-fp16"; where it does not fit any more, ONNX runs on the CPU and the feed says why.
+    ``threads`` within one operation; ``device`` "cpu" or "cuda" (extra ``gpu``); ``cuda_graph`` launch a compiled
+    engine as one recorded CUDA graph; ``cache`` folder of compiled engines, "" for the user's own.
+    """
+
+    kind: EngineKind = "onnx"
     threads: int = 1
     device: Device = "cpu"
+    cuda_graph: bool = False
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind.startswith("tensorrt") and self.device != "cuda":
+            raise ConfigError(f"engine.device with engine.kind {self.kind!r}", got=repr(self.device), allowed="'cuda'")
+        if self.cuda_graph and (self.kind == "onnx" or self.device != "cuda"):
+            raise ConfigError(
+                "engine.cuda_graph",
+                got=f"engine.kind {self.kind!r} on {self.device!r}",
+                allowed="a compiled engine on 'cuda'",
+            )
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -174,7 +174,9 @@ def _samples(
 def _rehearse(bundle: Bundle, config: Config) -> Iterator[Finding]:
     """Run the decoder on noise, against its budget."""
     manifest = bundle.manifest
-    engine = engines(bundle, config)[manifest.heads[-1].horizon]
+    warnings: list[str] = []
+    engine = engines(bundle, config, warnings.append)[manifest.heads[-1].horizon]
+    yield from (Finding("warning", warning) for warning in warnings)
     chain = Chain(manifest.signal, bundle.arrays)
     epoch = np.random.default_rng(0).normal(0, 10, (len(manifest.signal.ch_names), manifest.signal.window[1]))
     epoch32 = epoch.astype(np.float32)

@@ -19,9 +19,11 @@ from .acquire.record import Recorder
 from .config import Config
 from .decode import bundle as bundles
 from .decode.bundle import Bundle
+from .decode.compiled import CompiledEngine, cache_folder, slot
 from .decode.engine import Engine, OnnxEngine
 from .decode.evidence import Evidence
-from .errors import ConfigError, StreamdecError
+from .decode.manifest import Head
+from .errors import ConfigError, EngineError, StreamdecError
 from .feed.publisher import Publisher
 from .feed.schema import Counts
 from .intake import Intake
@@ -36,14 +38,51 @@ def open_bundle(config: Config) -> Bundle:
     return bundles.read(Path(config.bundle))
 
 
-def engines(bundle: Bundle, config: Config) -> dict[float, Engine]:
-    """One warm encoder per horizon."""
+def engines(bundle: Bundle, config: Config, fell_back: Callable[[str], None] | None = None) -> dict[float, Engine]:
+    """One warm encoder per horizon.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    config : Config
+    fell_back : callable, optional
+        Told why ONNX runs where a compiled engine was asked for. Without it that is an error.
+
+    Raises
+    ------
+    EngineError
+        An encoder cannot be loaded.
+    """
     made: dict[float, Engine] = {}
     for head in bundle.manifest.heads:
-        engine = OnnxEngine(bundle.encoder(head), head, config.engine.threads, config.engine.device)
+        try:
+            engine = _engine(bundle, head, config)
+        except EngineError as error:
+            if fell_back is None or config.engine.kind == "onnx":
+                raise
+            fell_back(str(error))
+            engine = OnnxEngine(bundle.encoder(head), head, config.engine.threads)
         engine.warm_up()
         made[head.horizon] = engine
     return made
+
+
+def _engine(bundle: Bundle, head: Head, config: Config) -> Engine:
+    asked = config.engine
+    if asked.kind == "onnx":
+        return OnnxEngine(bundle.encoder(head), head, asked.threads, asked.device)
+    digest = bundle.manifest.files[head.encoder]
+    folder = slot(cache_folder(asked.cache), digest, asked.kind, asked.device)
+    try:
+        return CompiledEngine(
+            folder, digest, head, asked.kind, asked.threads, asked.device, cuda_graph=asked.cuda_graph
+        )
+    except EngineError as error:
+        where = "" if asked.kind != "aoti" else f" --device {asked.device}"
+        raise EngineError(
+            f"no {asked.kind} engine for {head.encoder}, ONNX on the CPU instead: {error}",
+            do=f"build it: streamdec-train compile {bundle.path.name} --engine {asked.kind}{where}",
+        ) from error
 
 
 def session(
@@ -73,7 +112,10 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
         Told in one line each what was found and when the session is ready.
     """
     bundle = open_bundle(config)
-    encoders = engines(bundle, config)
+    warnings: list[str] = []
+    encoders = engines(bundle, config, warnings.append)
+    for warning in warnings:
+        ready(warning)
     session_id = uuid.uuid4().hex
     with ExitStack() as stack:
         stopped = stack.enter_context(until_signal())
@@ -96,6 +138,8 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
         gc.freeze()
         try:
             live.start(inlet.eeg, inlet.markers)
+            for warning in warnings:
+                live.warn(warning)
             ready(f"feed at {outlet.endpoint}")
             reason = run(inlet, live, stopped)
         except (StreamdecError, KeyboardInterrupt) as error:

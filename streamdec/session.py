@@ -150,6 +150,10 @@ class Session:
         )
         self._publish_gallery()
 
+    def warn(self, reason: str) -> None:
+        """Say what is not as it was asked for."""
+        self._publish(schema.Session(state="warning", time=self._clock(), reason=reason))
+
     def step(self, event: Event) -> None:
         """Take one event through to the feed."""
         if self._tape is not None:
