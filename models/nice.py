@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from .blocks import ResProj, TSConv
+from .blocks import Projected, TSConv
 
 
-class Nice(nn.Module):
+class Nice(Projected):
     """TSConv and ResProj: an epoch to a query embedding in the space of the image features.
 
     Parameters
@@ -21,18 +21,7 @@ class Nice(nn.Module):
     """
 
     def __init__(self, n_chans: int, n_times: int, n_features: int = 768, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.encoder = TSConv(n_chans, n_times, dropout=dropout)
-        self.head = ResProj(self.encoder.n_features, n_features, dropout=dropout)
+        super().__init__(TSConv(n_chans, n_times, dropout=dropout), n_features, dropout)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, n_chans, n_times) -> (B, n_features), not normalised."""
-        y: Tensor = self.head(self.encoder(x))
-        return y
-
-    def folded(self) -> nn.Module:
-        """Make the trained encoder for inference, from plain layers that any exporter knows."""
-        return nn.Sequential(self.encoder.folded(), self.head).eval()
