@@ -1,4 +1,4 @@
-"""``streamdec-train``: prepare, features, fit, evaluate, export. The only file of the package that prints or exits."""
+"""``streamdec-train``, from data to bundle. The only file of the package that prints or exits."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from .targets.registry import NAMES as TARGETS
 
 if TYPE_CHECKING:
     from .data.store import Meta, PartName
+    from streamdec.decode.engine import Device
+
     from .evaluate import Evaluation, Retrieval
     from .progress import Report
 
@@ -93,10 +95,25 @@ def _parser() -> argparse.ArgumentParser:
 
     features = commands.add_parser("features", help="what EEG is aligned to, for the stimuli of a store")
     features.add_argument("prepared", type=Path)
-    features.add_argument("encoder", metavar="ENCODER", help=f"{', '.join(TARGETS)}; A+B puts two side by side")
+    features.add_argument(
+        "encoder",
+        metavar="ENCODER",
+        help=f"{', '.join(TARGETS)}; options behind, such as @layer=8, @blur=medium, @vse, @captions=FILE; "
+        "A+B puts two side by side",
+    )
     features.add_argument("out", type=Path, help="folder for the features; a killed call goes on there")
     features.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    features.add_argument("--batch", type=int, default=64, help="items at once (default: 64)")
     features.set_defaults(run=_features)
+
+    captions = commands.add_parser("captions", help="a sentence about each image of a store, for encoders of text")
+    captions.add_argument("prepared", type=Path)
+    captions.add_argument("model", metavar="NAME_OR_FOLDER", help="of transformers, such as Salesforce/blip2-opt-2.7b")
+    captions.add_argument("out", type=Path, help="table (.tsv); a killed call goes on there")
+    captions.add_argument("--prompt", default="A", help="A (default), B, C of NeuroAlign's table 5, or any text")
+    captions.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    captions.add_argument("--batch", type=int, default=16, help="images at once (default: 16)")
+    captions.set_defaults(run=_captions)
 
     fit = commands.add_parser("fit", help="fit a method")
     fit.add_argument("method", choices=NAMES)
@@ -116,12 +133,27 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     export = commands.add_parser("export", help="a run -> a bundle that streamdec serve loads")
-    export.add_argument("fitted", metavar="run", type=Path)
+    export.add_argument(
+        "fitted",
+        metavar="run",
+        type=Path,
+        nargs="+",
+        help="several: fitted on windows of other ends, one answer at each",
+    )
     export.add_argument("out", type=Path, help="new folder or .zip")
     export.add_argument(
         "--prepared", type=Path, help="store whose subject the bundle is for and whose test items it shows"
     )
     export.set_defaults(run=_export)
+
+    compile_ = commands.add_parser("compile", help="a bundle's encoder -> a faster engine, on the machine that serves")
+    compile_.add_argument("bundle", type=Path)
+    compile_.add_argument("--engine", required=True, choices=("aoti", "tensorrt-fp32", "tensorrt-fp16"))
+    compile_.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu for aoti, cuda for tensorrt")
+    compile_.add_argument("--max-batch", type=int, default=1, metavar="N", help="epochs at once; default: 1, as live")
+    compile_.add_argument("--prepared", type=Path, help="store of real epochs to check it on; default: made-up epochs")
+    compile_.add_argument("--cache", default="", help="folder to keep it in; default: the user's cache")
+    compile_.set_defaults(run=_compile)
     return parser
 
 
@@ -177,8 +209,21 @@ def _features(args: argparse.Namespace, out: Console, err: Console) -> None:
     meta = Prepared(args.prepared).meta
     items = [item for part in meta.items.values() for item in part]
     with _progress(err) as report:
-        made = compute(encoder(args.encoder, items, args.device), items, Path(meta.images), args.out, report)
+        chosen = encoder(args.encoder, items, args.device)
+        made = compute(chosen, items, Path(meta.images), args.out, report, args.batch)
     _line(out, f"{args.out}: {made.encoder}, {len(made.ids)} rows")
+
+
+def _captions(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .data.store import Prepared
+    from .targets.captions import Captioner, write
+
+    meta = Prepared(args.prepared).meta
+    items = [item for part in meta.items.values() for item in part]
+    with _progress(err) as report:
+        captioner = Captioner(args.model, args.prompt, device=args.device)
+        n = write(captioner, items, Path(meta.images), args.out, report, args.batch)
+    _line(out, f"{args.out}: {n} captions by {args.model}")
 
 
 def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -219,11 +264,37 @@ def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .data.store import Prepared
     from .export import export
 
-    parity = export(args.fitted, args.out, Prepared(args.prepared) if args.prepared else None)
-    _line(
-        out,
-        f"{args.out}: agrees with the trained encoder on {parity.n_epochs} epochs, error {parity.max_abs_error:.2g}",
+    for parity in export(args.fitted, args.out, Prepared(args.prepared) if args.prepared else None):
+        _line(
+            out,
+            f"{args.out}: {parity.encoder} agrees with the trained encoder on {parity.n_epochs} epochs, "
+            f"error {parity.max_abs_error:.2g}",
+        )
+
+
+def _compile(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from streamdec.decode import bundle
+    from streamdec.decode.compiled import cache_folder
+
+    from .data.store import Prepared
+    from .engines import compile_bundle
+
+    usual: Device = "cpu" if args.engine == "aoti" else "cuda"
+    device: Device = args.device or usual
+    builds = compile_bundle(
+        bundle.read(args.bundle),
+        args.engine,
+        cache_folder(args.cache),
+        device=device,
+        max_batch=args.max_batch,
+        prepared=Prepared(args.prepared) if args.prepared else None,
+        report=lambda line, done=0, total=0: _line(err, line),
     )
+    for build in builds:
+        agreed = build.parity
+        epochs = f"{agreed.n_epochs} {'made-up' if build.made_up else 'real'} epochs"
+        _line(out, f"{agreed.encoder}: {agreed.engine}, as ONNX on {epochs}, error {agreed.max_abs_error:.2g}")
+    _line(out, f'serve it with engine.kind = "{args.engine}" and engine.device = "{device}" in the config')
 
 
 def _show(out: Console, evaluation: Evaluation) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tiny_store
 
 from offline.data.store import Item
+from offline.targets.images import Images
 from offline.targets.registry import encoder
 from offline.targets.store import Targets, compute
 from streamdec.errors import ConfigError, DataError
@@ -57,21 +58,21 @@ def test_encoders(tmp_path) -> None:
         image.fromarray(picture).save(tmp_path / f"{i}.png")
     for name, function in (("pixels", features.pixels), ("colour", features.colour), ("gabor", features.gabor)):
         expected = np.concatenate([function(picture[None]) for picture in pictures])
-        assert np.array_equal(encoder(name, ITEMS)(ITEMS[:3], tmp_path), expected)
+        assert np.array_equal(encoder(name, ITEMS)(ITEMS[:3], Images(tmp_path)), expected)
     (tmp_path / "image_attributes.tsv").write_text("file\tshape=ring\tx\n1.png\t1\t0.5\n0.png\t0\t-1\n")
-    assert encoder("attributes", ITEMS)(ITEMS[:2], tmp_path).tolist() == [[0, -1], [1, 0.5]]
+    assert encoder("attributes", ITEMS)(ITEMS[:2], Images(tmp_path)).tolist() == [[0, -1], [1, 0.5]]
     with pytest.raises(DataError, match="only simulated"):
-        encoder("attributes", ITEMS)(ITEMS[:3], tmp_path)
+        encoder("attributes", ITEMS)(ITEMS[:3], Images(tmp_path))
     with pytest.raises(DataError, match=r"image .*9\.png"):
-        encoder("pixels", ITEMS)([ITEMS[9]], tmp_path)
-    both = encoder("colour+attributes", ITEMS)(ITEMS[:2], tmp_path)
+        encoder("pixels", ITEMS)([ITEMS[9]], Images(tmp_path))
+    both = encoder("colour+attributes", ITEMS)(ITEMS[:2], Images(tmp_path))
     assert both.shape == (2, 48 + 2)
     assert both[:, 48:].tolist() == [[0, -1], [1, 0.5]]
     classes = [Item(name, name, name) for name in ("b", "a", "b")]
-    assert encoder("classes", classes)(classes, tmp_path).tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert encoder("classes", classes)(classes, Images(tmp_path)).tolist() == [[1, 0], [0, 1], [1, 0]]
 
 
-@pytest.mark.parametrize("name", ["nothing", "open_clip", "open_clip:ViT-B-32"])
+@pytest.mark.parametrize("name", ["nothing", "open_clip", "gabor:what", "vae"])
 def test_unknown_encoder(name: str) -> None:
     with pytest.raises(ConfigError, match="target encoder"):
         encoder(name, ITEMS)
@@ -92,8 +93,10 @@ def test_open_clip_by_name_with_a_weights_file(tmp_path) -> None:
     made = encoder(f"open_clip:ViT-S-32-alt/{tmp_path / 'weights.safetensors'}", ITEMS)
     with torch.inference_mode():
         expected = model.eval().encode_image(transform(image.fromarray(picture))[None]).numpy()
-    np.testing.assert_allclose(made(ITEMS[:1], tmp_path), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made(ITEMS[:1], Images(tmp_path)), expected, rtol=1e-4, atol=1e-5)
     assert made.provenance["weights"].startswith("sha256:")
+    with pytest.raises(ConfigError, match="MODEL/WEIGHTS"):
+        encoder("open_clip:ViT-B-32", ITEMS)
     with pytest.raises(ConfigError, match="open_clip model"):
         encoder("open_clip:no-such-model/openai", ITEMS)
     with pytest.raises(ConfigError, match="laion2b_s34b_b79k"):

@@ -3,15 +3,77 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from streamdec.errors import DataError
 
+from ..data.store import Item
 
-def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+UInt8 = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+
+class Images:
+    """The images of items, those of the last batch kept: encoders that work on the same ones decode them once.
+
+    Parameters
+    ----------
+    folder : Path
+        The items' files lie below it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kept: dict[str, UInt8] = {}
+
+    def of(self, items: Sequence[Item]) -> list[UInt8]:
+        """Images of items: each (height, width, 3) uint8, sizes may differ.
+
+        Raises
+        ------
+        DataError
+            An item has none, or it cannot be read.
+        """
+        for item in items:
+            if not item.image:
+                raise DataError(f"item {item.id!r}", got="no image", do="use an encoder of labels, or of classes")
+        names = list(dict.fromkeys(item.image for item in items))
+        if not set(names) <= self._kept.keys():
+            self._kept = dict(zip(names, _threads(lambda name: read_rgb(self.folder / name), names), strict=True))
+        return [self._kept[item.image] for item in items]
+
+    def map(self, function: Callable[[UInt8], T], items: Sequence[Item]) -> list[T]:
+        """``function`` of each image, in threads: decoders and filters let go of the interpreter lock."""
+        return _threads(function, self.of(items))
+
+    def changed(self, change: Callable[[UInt8], UInt8]) -> Images:
+        """Make the same images seen through ``change``."""
+        return _Changed(self, change)
+
+
+class _Changed(Images):
+    def __init__(self, source: Images, change: Callable[[UInt8], UInt8]) -> None:
+        super().__init__(source.folder)
+        self._source, self._change = source, change
+
+    def of(self, items: Sequence[Item]) -> list[UInt8]:
+        return self._source.map(self._change, items)
+
+
+def _threads(function: Callable[..., T], values: Sequence[object]) -> list[T]:
+    if len(values) < 2:
+        return [function(value) for value in values]
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, values))
+
+
+def read_rgb(path: Path) -> UInt8:
     """Read an image: (height, width, 3) uint8.
 
     Raises
@@ -26,6 +88,28 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"image {path}", got=str(error), do="check the folder of images") from error
+
+
+def resize(image: UInt8, size: int) -> UInt8:
+    """Shorter side to ``size`` pixels (bicubic), then the middle: what CLIP models and VAEs do first.
+
+    Parameters
+    ----------
+    image : array of shape (height, width, 3), uint8
+    size : int
+
+    Returns
+    -------
+    array of shape (size, size, 3), uint8
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    scaled = Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC)
+    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
 def thumbnail(path: Path, size: int) -> bytes:

@@ -32,20 +32,22 @@ _BLOCK = 128  # images worked on at once: bounds the memory of the spectra
 _OPPONENT = np.array([[0.2126, 0.7152, 0.0722], [0.5, -0.5, 0.0], [-0.25, -0.25, 0.5]], np.float32)
 
 
-def pixels(images: UInt8) -> Float32:
-    """Thumbnails of 8 x 8 pixels.
+def pixels(images: UInt8, size: int = PIXELS_SHAPE[0]) -> Float32:
+    """Thumbnails of 8 x 8 pixels, or of another size.
 
     Parameters
     ----------
     images : array of shape (n, height, width, 3), uint8
         RGB images.
+    size : int
+        Pixels along one side.
 
     Returns
     -------
-    array of shape (n, 192), float32
-        Values 0..1, laid out as ``PIXELS_SHAPE``.
+    array of shape (n, size * size * 3), float32
+        Values 0..1, laid out as ``PIXELS_SHAPE``: row, column, RGB.
     """
-    return _blockwise(images, lambda block: _shrink(block, PIXELS_SHAPE[0]), PIXELS_SHAPE)
+    return _blockwise(images, lambda block: _shrink(block, size), (size, size, 3))
 
 
 def colour(images: UInt8) -> Float32:

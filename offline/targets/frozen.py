@@ -1,0 +1,57 @@
+"""What every frozen network here shares: how it is run, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from streamdec.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def run(call: Callable[[int], torch.Tensor], n: int, device: str) -> torch.Tensor:
+    """Call a network on a batch, without gradients.
+
+    Parameters
+    ----------
+    call : callable
+        How many of the batch, from its beginning -> what the network gives for them.
+    n : int
+        The whole batch.
+    device : str
+        Where it runs, for the message.
+
+    Returns
+    -------
+    Tensor
+        What the call gave, on the CPU.
+
+    Raises
+    ------
+    EngineError
+        Out of memory; says the batch that fits.
+    """
+    import torch
+
+    with torch.inference_mode():
+        try:
+            return call(n).cpu()
+        except torch.OutOfMemoryError as error:
+            why = str(error).partition(".")[0]
+        fits = n  # outside of the handler: its traceback holds the tensors of the call that failed
+        while fits := fits // 2:
+            try:
+                call(fits)
+            except torch.OutOfMemoryError:
+                continue
+            raise EngineError(f"out of memory on {device}", got=f"batch {n}: {why}", do=f"--batch {fits} fits")
+    raise EngineError(
+        f"out of memory on {device}", got=f"a batch of 1: {why}", do="take a smaller model, or --device cpu"
+    )
+
+
+def missing(package: str, extra: str) -> ConfigError:
+    """Error of a package that is not installed."""
+    return ConfigError(f"{package} is not installed", do=f"pip install 'streamdec[{extra}]'")
