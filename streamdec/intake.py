@@ -118,7 +118,11 @@ class Intake:
         horizons = horizons or (signal.tmax,)
         windows = tuple((h, *signal.until(h).window) for h in horizons)
         longest = max(windows[-1][2], self.rate.to_samples(_SCALE_AFTER))
-        self.ring = Ring(len(self._present), self.rate.to_samples(settings.ring_seconds) + longest, longest)
+        held = self.rate.to_samples(settings.ring_seconds) + longest
+        self.ring = Ring(len(self._present), held, longest)
+        judged = signal.filters and settings.quality != QualitySettings.off()
+        self._raw = Ring(len(self._present), held, longest) if judged else None
+        """The same samples before the filters, to judge the channels by."""
         self.epochs = Epochs(self.ring, self.rate, windows, settings.epochs)
         self.quality = Quality(self._present, settings.quality)
         self.markers = MarkerReader(settings.markers)
@@ -127,7 +131,6 @@ class Intake:
         self._scale_due = self.rate.to_samples(_SCALE_AFTER) if self._channel_sd else None
         self._rate_due: int | None = self.rate.to_samples(_RATE_AFTER)
         self._first_arrival, self._came = np.inf, 0  # samples since the first chunk, until the rate is judged
-        self._restart_filter = False
 
     def __call__(self, event: Event) -> Iterable[Output]:
         """Take one event in; hand out what it completed, in order.
@@ -159,6 +162,8 @@ class Intake:
             if run.missing or run.new_segment:
                 self._discontinuity(run, chunk.arrival, out)
             self.ring.write(self.filter(data[:, run.start : run.stop]), run.times)
+            if self._raw is not None:
+                self._raw.write(data[:, run.start : run.stop], run.times)
             if self.trigger is not None:
                 samples = chunk.data[self._trigger_row, run.start : run.stop]
                 for onset in self.trigger(samples, run.position, run.times, chunk.arrival):
@@ -205,7 +210,8 @@ class Intake:
         """Keep the ring aligned over what is missing. Filters ride over a gap that epochs may, else they start anew."""
         bridged = not run.new_segment and run.missing <= self.settings.epochs.interpolate_missing
         if run.missing:
-            self.ring.skip(run.missing, float(run.times[0]))
+            for ring in filter(None, (self.ring, self._raw)):
+                ring.skip(run.missing, float(run.times[0]))
         if run.new_segment:
             self.epochs.segment(run.position, run.reason)
         if bridged:
@@ -223,7 +229,8 @@ class Intake:
 
         A bad epoch at an early horizon is only passed over: the onset ends with its last horizon.
         """
-        verdict = self.quality.check(epoch.data)
+        n_times = epoch.data.shape[1]
+        verdict = self.quality.check(epoch.data, None if self._raw is None else self._raw.view(epoch.first, n_times))
         filled = len(self.map.missing) + len(verdict.bad)
         reject = verdict.reject
         if not reject and filled > self.settings.max_interpolated_channels:

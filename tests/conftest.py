@@ -9,34 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from streamdec.acquire.lsl import loopback
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # liblsl reads its configuration once, at its first call in a process, and child processes inherit this.
-_LSL_CONFIG = """[log]
-level = -3
-[ports]
-IPv6 = disable
-BasePort = {port}
-PortRange = 64
-[multicast]
-ResolveScope = machine
-Interfaces = {{127.0.0.1}}
-ListenAddress = 127.0.0.1
-[lab]
-SessionID = {session}
-KnownPeers = {{127.0.0.1}}
-[tuning]
-MulticastMinRTT = 0.05
-MulticastMaxRTT = 1.0
-UnicastMinRTT = 0.05
-UnicastMaxRTT = 1.0
-"""
 _lsl_config = Path(tempfile.mkdtemp(prefix="streamdec-tests-")) / "lsl_api.cfg"
-_session = uuid.uuid4()
-_lsl_config.write_text(
-    _LSL_CONFIG.format(session=f"streamdec-tests-{_session.hex}", port=30000 - 64 * (_session.int % 32)),
-    encoding="utf-8",
-)
+_lsl_config.write_text(loopback(f"streamdec-tests-{uuid.uuid4().hex}"), encoding="utf-8")
 os.environ["LSLAPICFG"] = str(_lsl_config)
 
 

@@ -186,20 +186,34 @@ def test_garbage_is_named_and_catch_trials_are_not_shown(live: Live) -> None:
     assert [(m.text, m.reason) for m in dropped] == [*((text, "garbage") for text in garbage), ("catch", "ignored")]
 
 
-@pytest.mark.parametrize(("value", "hidden"), [(None, 0.0), (1e-3, 2.0)], ids=["nan", "flat"])
-def test_a_channel_that_fails_is_filled_in(live: Live, value: float | None, hidden: float) -> None:
-    """Behind a high-pass a channel is flat once the step to it has faded: ``hidden`` seconds later."""
+@pytest.mark.parametrize(
+    ("fault", "value"), [("spoil", None), ("spoil", 1e-3), ("rail", 3.0)], ids=["nan", "flat", "railed"]
+)
+def test_a_channel_that_fails_is_filled_in(live: Live, fault: str, value: float | None) -> None:
+    """Also behind a high-pass, where what is stuck goes on moving."""
     since = len(live.serving.messages)
-    spoilt = live.feeder.do("spoil", "P4", value, hidden + 1.0)
+    spoilt = live.feeder.do(fault, "P4", value, 1.5)
     live.serving.until(lambda: any(m.onset_time > spoilt["until"] + 0.2 for m in live.serving.of(schema.Epoch, since)))
     filled = [m for m in live.serving.of(schema.Retrieval, since) if "P4" in m.interpolated_channels]
-    first, last = spoilt["since"] + hidden + 0.1, spoilt["until"] - 0.5
+    first, last = spoilt["since"] + 0.1, spoilt["until"] - 0.5
     within = [m for m in live.serving.of(schema.Retrieval, since) if first < m.onset_time < last]
     assert within
     assert all(m in filled for m in within)
     assert all(set(m.interpolated_channels) == {MISSING, "P4"} for m in filled)
     assert all(np.isfinite([candidate.score for candidate in m.candidates]).all() for m in filled)
     assert live.serving.fresh(1)[0].interpolated_channels == (MISSING,)
+
+
+def test_stamps_that_jitter(live: Live) -> None:
+    """By 1.5 ms, of samples 4 ms apart: no gap is seen, and every onset stays on its sample."""
+    since, before = len(live.serving.messages), live.serving.stats().counts
+    shaken = live.feeder.do("jitter", 1.5e-3, 3.0)
+    live.serving.until(lambda: any(m.onset_time > shaken["until"] for m in live.serving.of(schema.Epoch, since)))
+    assert {m.outcome for m in live.serving.of(schema.Epoch, since)} == {"decided"}
+    within = [m for m in live.serving.of(schema.Retrieval, since) if m.onset_time > shaken["since"]]
+    assert onset_errors(live, within).max() < 0.5
+    after = live.serving.stats().counts
+    assert (after.gaps, after.segments) == (before.gaps, before.segments)
 
 
 def test_a_stall_and_its_burst(live: Live) -> None:

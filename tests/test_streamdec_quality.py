@@ -47,6 +47,16 @@ def test_flat_railed_and_noisy_channels_are_told_apart(epoch: Float32) -> None:
     assert Quality(NAMES, QualitySettings.off()).check(epoch).bad == ()
 
 
+def test_what_is_stuck_is_seen_before_the_filters(epoch: Float32) -> None:
+    raw = epoch.copy()
+    raw[0] = 4000.0
+    raw[1] = np.clip(raw[1] * 20, -100, 100)
+    raw[2, 100:140] = np.nan  # lost, and filled in behind the filters
+    assert Quality(NAMES).check(epoch, raw).reasons == {"Fz": "flat", "Cz": "railed"}
+    raw[3] = np.inf
+    assert Quality(NAMES).check(epoch, raw).reasons["Oz"] == "railed"
+
+
 def test_coarse_quantisation_is_not_railed() -> None:
     steps = np.random.default_rng(0).normal(0, 3, (4, 1000)).round().astype(np.float32)
     assert Quality(NAMES).check(steps).bad == ()

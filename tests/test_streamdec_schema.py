@@ -14,7 +14,7 @@ from hypothesis import given
 from streamdec.errors import FeedError
 from streamdec.feed import schema
 
-jsonschema = pytest.importorskip("jsonschema")
+jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with the test extra")
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ def test_images_survive_jpeg(root):
 
 
 def test_mne_finds_the_events(root):
-    mne = pytest.importorskip("mne")
+    mne = pytest.importorskip("mne", reason="mne comes with the recordings extra")
     content = raw(root, 1, 1, "training")
     info = mne.create_info(content["ch_names"], content["sfreq"], content["ch_types"])
     recording = mne.io.RawArray(content["raw_eeg_data"], info, verbose=False)

@@ -29,8 +29,8 @@ class QualitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a channel of an epoch is bad. A channel with a NaN or an infinity always is.
 
     ``flat`` a channel whose peak-to-peak stays below this many microvolts. ``railed`` one of which more than this
-    fraction of the samples lies exactly on its own highest or lowest value. ``noisy`` one whose peak-to-peak
-    exceeds this many microvolts; None accepts any.
+    fraction of the samples lies exactly on its own highest or lowest value; both before the filters. ``noisy`` one
+    whose peak-to-peak exceeds this many microvolts behind them; None accepts any.
     """
 
     flat: float = 0.1
@@ -77,25 +77,34 @@ class Quality:
         self.settings = settings
         self._only_finite = settings == QualitySettings.off()
 
-    def check(self, data: Float32) -> Verdict:
+    def check(self, data: Float32, raw: Float32 | None = None) -> Verdict:
         """Judge one epoch.
 
         Parameters
         ----------
         data : array of shape (n_chans, n_times) float32
             Microvolt.
+        raw : array of shape (n_chans, n_times) float32, optional
+            The same samples before the filters: behind one, what is stuck goes on moving. NaN are passed over.
         """
         if self._only_finite and np.isfinite(np.vdot(data, data)):  # an eighth of the passes below
             return _GOOD
         low, high = data.min(axis=1), data.max(axis=1)
         finite = np.isfinite(low) & np.isfinite(high)
         span = np.subtract(high, low, out=np.zeros_like(high), where=finite)
-        flat = span < self.settings.flat
-        most = self.settings.railed * data.shape[1]
-        railed = np.maximum(_at(data, low, most), _at(data, high, most)) > most
-        wrong = ~finite | flat | railed
+        wrong = ~finite
         if self.settings.noisy is not None:
             wrong |= span > self.settings.noisy
+        if raw is None:
+            raw = data
+        else:
+            low, high = np.fmin.reduce(raw, axis=1), np.fmax.reduce(raw, axis=1)
+            with np.errstate(invalid="ignore"):
+                span = high - low
+        flat = span < self.settings.flat
+        most = self.settings.railed * raw.shape[1]
+        railed = np.maximum(_at(raw, low, most), _at(raw, high, most)) > most
+        wrong |= flat | railed
         if not wrong.any():
             return _GOOD
         reasons = {

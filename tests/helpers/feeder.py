@@ -113,6 +113,8 @@ class Player:
         self.twice_until = 0
         self.held_until = 0
         self.held: list[int] = []
+        self.jitter_until, self.jitter_sd = 0, 0.0
+        self.rng = np.random.default_rng(0)
 
     def step(self) -> None:
         """Send the next packet when its last sample has been taken."""
@@ -129,7 +131,8 @@ class Player:
             while self.held:
                 self._mark(self.held.pop())
         if stop > self.lost_until:
-            self.eeg.push(self.data[:, self.sent : stop], self._time(stop - 1))
+            off = self.rng.normal(0, self.jitter_sd) if stop <= self.jitter_until else 0.0
+            self.eeg.push(self.data[:, self.sent : stop], self._time(stop - 1) + off)
         self.sent = stop
 
     def lose(self, n_chunks: int) -> dict[str, Any]:
@@ -143,6 +146,18 @@ class Player:
         row = self.plan.labels.index(channel)
         self.data[row, self.sent : stop] = np.nan if value is None else value
         return {"since": self._time(self.sent), "until": self._time(stop)}
+
+    def rail(self, channel: str, limit: float, seconds: float) -> dict[str, Any]:
+        """Cut a channel off at +-limit, as an amplifier at the end of its range does."""
+        stop = self.sent + round(seconds * self.plan.true)
+        row = self.plan.labels.index(channel)
+        self.data[row, self.sent : stop] = np.clip(self.data[row, self.sent : stop], -limit, limit)
+        return {"since": self._time(self.sent), "until": self._time(stop)}
+
+    def jitter(self, sd: float, seconds: float) -> dict[str, Any]:
+        """Stamp the next packets off by ``sd`` seconds."""
+        self.jitter_until, self.jitter_sd = self.sent + round(seconds * self.plan.true), sd
+        return {"since": self._time(self.sent), "until": self._time(self.jitter_until)}
 
     def twice(self, n: int) -> dict[str, Any]:
         """Send each of the next markers twice."""
