@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from streamdec.acquire.safe_npy import read_npy
+from streamdec.acquire.safe_npy import read_npy, read_pt
 from streamdec.errors import DataError
 
 
@@ -137,4 +138,75 @@ def test_damage_and_forged_arrays(tmp_path: Path, content: bytes) -> None:
 
 def test_absent(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
+        read_npy(tmp_path / "a.npy")
+
+
+def large() -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    return {
+        "eeg": rng.standard_normal((300, 50, 40)).astype(np.float16),
+        "fortran": np.asfortranarray(rng.standard_normal((400, 500))),
+        "big_endian": np.arange(300_000, dtype=">f8"),
+        "img": np.array([["train_images/a/b.jpg", "c"]]),
+        "times": np.arange(3) / 250,
+    }
+
+
+@pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))
+def test_large_arrays_stay_in_the_file(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(large(), protocol=protocol))
+    found = read_npy(tmp_path / "a.npy")
+    for key, array in large().items():
+        np.testing.assert_array_equal(found[key], array)
+        assert isinstance(found[key], np.memmap) == (array.nbytes > 1 << 20)
+        assert found[key].flags.f_contiguous == array.flags.f_contiguous
+    np.save(tmp_path / "b.npy", large()["eeg"])
+    assert isinstance(read_npy(tmp_path / "b.npy"), np.memmap)
+
+
+@pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))
+def test_torch_archive(tmp_path: Path, protocol: int) -> None:
+    torch = pytest.importorskip("torch")
+    content = things() | large()
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol)
+    found = read_pt(tmp_path / "a.pt")
+    assert found.keys() == content.keys()
+    for key, array in large().items():
+        np.testing.assert_array_equal(found[key], array)
+    assert isinstance(found["eeg"], np.memmap)
+
+
+def test_torch_archive_of_anything_else_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    proof = tmp_path / "proof"
+    for content, named in (
+        ({"eeg": torch.zeros(3)}, r"torch\._utils"),
+        ({"eeg": Calls(os.system, f"touch {proof}")}, r"posix\.system"),
+    ):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(DataError, match=named):
+            read_pt(tmp_path / "a.pt")
+    assert not proof.exists()
+    (tmp_path / "b.pt").write_bytes(pickle.dumps({}))
+    with pytest.raises(DataError, match="damaged"):
+        read_pt(tmp_path / "b.pt")
+    with zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("c/data.pkl", pickle.dumps({}))
+    with pytest.raises(DataError, match="compressed"):
+        read_pt(tmp_path / "c.pt")
+    with pytest.raises(DataError, match="cannot read"):
+        read_pt(tmp_path / "d.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(large()["eeg"])[:-100_000],  # mapped past the end
+        pickle.dumps(large()["eeg"]).replace(b"\x4d\x2c\x01", b"\x4d\x2d\x01"),  # 301 epochs of 300
+        b"cnumpy\nndarray\n}b.",  # the state of something that has none
+    ],
+)
+def test_forged_mapping(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
         read_npy(tmp_path / "a.npy")
