@@ -149,7 +149,7 @@ def test_p300_of_the_second_half(data: Path, tmp_path) -> None:
     items = prepared.meta.items["train"]
     compute(OneHot(items), items, Path(), tmp_path / "targets")
     ridge = method("ridge")
-    fit(ridge, ridge.settings(), prepared, Targets(tmp_path / "targets"), tmp_path / "run")
+    fit(ridge, ridge.settings(), [prepared], {"image": Targets(tmp_path / "targets")}, tmp_path / "run")
     evaluation = evaluate_run(tmp_path / "run")
     assert sum(len(prepared.part(part).epochs) for part in ("train", "test")) == 1200
     assert evaluation.auc["target"] >= 0.94
