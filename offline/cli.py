@@ -22,9 +22,9 @@ from .methods.registry import NAMES, method
 from .targets.registry import NAMES as TARGETS
 
 if TYPE_CHECKING:
-    from .data.store import Meta, PartName
     from streamdec.decode.engine import Device
 
+    from .data.store import Meta, PartName
     from .evaluate import Evaluation, Retrieval
     from .progress import Report
 

@@ -1,19 +1,22 @@
-"""A fitted run -> a bundle, written only if the exported encoder agrees with the trained one on real epochs."""
+"""Fitted runs -> a bundle, written only if each exported encoder agrees with the trained one on real epochs."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 
 from streamdec.decode import bundle
+from streamdec.decode.gallery import Gallery
 from streamdec.decode.manifest import EvidenceMode, Head, Manifest, Parity
-from streamdec.errors import EngineError
+from streamdec.errors import ConfigError, DataError
 from streamdec.types import Float32
 
+from . import parity
 from .checkpoint import FittedMeta, RunMeta
 from .data.store import Part, Prepared
 from .experiment import gallery, open_run, own_store, targets_of
@@ -21,59 +24,123 @@ from .methods.base import Encoder
 from .methods.registry import method as method_named
 from .targets.images import thumbnail
 
-# Both sides sum thousands of float32 products, in another order: 1e-6 of the embedding's largest value is seen.
-_TOLERANCE = 1e-4
-_MIN_COSINE = 1 - 1e-6
 _PARITY_EPOCHS = 256
 _THUMBNAIL = 96  # pixels
 _BUDGETS = {"retrieval": 0.05}
 
 
-def export(path: Path, out: Path, prepared: Prepared | None = None) -> Parity:
-    """Write the bundle of a run.
+class _Run(NamedTuple):
+    path: Path
+    meta: RunMeta
+    fitted: FittedMeta
+    encoder: Encoder
+    store: Prepared
+
+    @property
+    def horizon(self) -> float:
+        return self.store.meta.signal.tmax
+
+
+def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -> tuple[Parity, ...]:
+    """Write the bundle of a run, or of several that answer at different times after the onset.
 
     Parameters
     ----------
-    path : Path
-        The run.
+    paths : sequence of Path
+        Runs of one method and subject, fitted on stores that differ in the end of their window alone.
     out : Path
         New folder, or .zip.
     prepared : Prepared, optional
         Whose test stimuli are the gallery, and whose subject the bundle is for if the run has several; the run's own
         store when omitted.
 
+    Returns
+    -------
+    tuple of Parity
+        By rising horizon.
+
     Raises
     ------
     EngineError
-        The exported encoder does not agree with the trained one.
+        An exported encoder does not agree with the trained one.
     BundleError
         The path exists.
     ConfigError
-        The run has several stores, and none is named.
+        A run has several stores, and none is named.
+    DataError
+        The runs do not go together.
     """
-    _, meta, fitted, encoder = open_run(path)
-    own = prepared if prepared is not None and len(meta.prepared) > 1 else own_store(meta)
-    shown, targets = prepared or own, targets_of(meta)
-    subject = own.meta.subject
-    model = encoder.to_onnx(subject)
-    parity = check_parity(encoder, model, own.part("train"), subject)
-    shelf = gallery(encoder, shown, targets)
+    if prepared is not None and len(paths) > 1:
+        raise ConfigError(
+            "prepared", got=f"a store for {len(paths)} runs", do="export them one by one, or leave it out"
+        )
+    runs = sorted((_open(path, prepared) for path in paths), key=lambda run: run.horizon)
+    last = runs[-1]
+    shown = prepared or last.store
+    shelf = gallery(last.encoder, shown, targets_of(last.meta))
+    arrays = dict(last.store.arrays)
+    encoders: dict[str, bytes] = {}
+    agreed = []
+    for run in runs:
+        _fits(run, last, shelf)
+        name = f"encoder-{run.horizon:g}.onnx" if len(runs) > 1 else "encoder.onnx"
+        head = _head(run, name)
+        encoders[name] = run.encoder.to_onnx(run.store.meta.subject)
+        encoders[head.weights] = (run.path / "encoder.safetensors").read_bytes()
+        agreed.append(check_parity(run.encoder, encoders[name], run.store.part("train"), run.store.meta.subject, name))
+        if run is not last:
+            arrays |= {head.array(key): array for key, array in run.store.arrays.items()}
     items = {item.id: item for part in shown.meta.items.values() for item in part}
     thumbnails = {
         id_: thumbnail(Path(shown.meta.images) / items[id_].image, _THUMBNAIL) for id_ in shelf.ids if items[id_].image
     }
-    bundle.write(
-        out, _manifest(meta, fitted, own, encoder, parity), own.arrays, shelf, {parity.encoder: model}, thumbnails
-    )
-    return parity
+    bundle.write(out, _manifest(runs, agreed), arrays, shelf, encoders, thumbnails)
+    return tuple(agreed)
 
 
-def _manifest(meta: RunMeta, fitted: FittedMeta, prepared: Prepared, encoder: Encoder, parity: Parity) -> Manifest:
-    stored = prepared.meta
+def _open(path: Path, prepared: Prepared | None) -> _Run:
+    _, meta, fitted, encoder = open_run(path)
+    store = prepared if prepared is not None and len(meta.prepared) > 1 else own_store(meta)
+    return _Run(path, meta, fitted, encoder, store)
+
+
+def _fits(run: _Run, last: _Run, shelf: Gallery) -> None:
+    """Refuse a run that cannot share a bundle with ``last``."""
+    if run is last:
+        return
+    ours, theirs = run.store.meta, last.store.meta
+    for what, got, allowed in (
+        ("method", run.meta.method, last.meta.method),
+        ("subject", ours.subject, theirs.subject),
+        ("signal", ours.signal.until(theirs.signal.tmax), theirs.signal),
+    ):
+        if got != allowed:
+            raise DataError(f"{run.path} and {last.path} have another {what}", got=got, allowed=allowed)
+    if run.horizon == last.horizon:
+        raise DataError(
+            f"{run.path} and {last.path}", got=f"both end at {run.horizon:g} s", allowed="different windows"
+        )
+    own = gallery(run.encoder, run.store, targets_of(run.meta))
+    if own.ids != shelf.ids or not np.allclose(own.features, shelf.features, atol=1e-5):
+        raise DataError(
+            f"{run.path} and {last.path}",
+            got="different galleries",
+            allowed="one: the same test stimuli, and a method that does not train its target side",
+            do="export them one by one",
+        )
+
+
+def _head(run: _Run, name: str) -> Head:
+    return Head(run.horizon, name, run.encoder.shape, run.encoder.dim, run.fitted.calibration)
+
+
+def _manifest(runs: Sequence[_Run], agreed: Sequence[Parity]) -> Manifest:
+    last = runs[-1]
+    meta, stored = last.meta, last.store.meta
     evidence: EvidenceMode = "none" if stored.kind == "class" else "mean"
     config: dict[str, Any] = {
         "settings": meta.settings,
-        "notes": fitted.notes,
+        "notes": last.fitted.notes,
         "data": stored.config,
         "dataset": stored.dataset,
         "subject": stored.subject,
@@ -86,20 +153,20 @@ def _manifest(meta: RunMeta, fitted: FittedMeta, prepared: Prepared, encoder: En
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         commit=meta.commit,
         config=config,
-        seeds=(meta.seed,),
-        data=" ".join(meta.data),
+        seeds=tuple(run.meta.seed for run in runs),
+        data=" ".join(fingerprint for run in runs for fingerprint in run.meta.data),
         simulated=stored.simulated,
         offline_only=stored.offline_only,
         signal=stored.signal,
         channel_sd=stored.channel_sd,
-        heads=(Head(stored.signal.tmax, parity.encoder, encoder.shape, encoder.dim, fitted.calibration),),
+        heads=tuple(_head(run, parity.encoder) for run, parity in zip(runs, agreed, strict=True)),
         evidence=evidence,
         budgets=_BUDGETS,
-        parity=(parity,),
+        parity=tuple(agreed),
     )
 
 
-def check_parity(encoder: Encoder, model: bytes, part: Part, subject: str = "") -> Parity:
+def check_parity(encoder: Encoder, model: bytes, part: Part, subject: str = "", name: str = "encoder.onnx") -> Parity:
     """Compare the exported encoder with the trained one on epochs of the training part.
 
     Raises
@@ -113,15 +180,6 @@ def check_parity(encoder: Encoder, model: bytes, part: Part, subject: str = "") 
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     # One at a time, as the live loop will.
     exported: Float32 = np.concatenate([session.run(None, {"epochs": epoch[None]})[0] for epoch in epochs])
-    trained = encoder(epochs, subject)
-    error, size = float(np.abs(exported - trained).max()), float(np.abs(trained).max())
-    lengths = np.linalg.norm(exported, axis=1) * np.linalg.norm(trained, axis=1)
-    cosine = float(np.min(np.sum(exported.astype(np.float64) * trained, axis=1) / lengths))
-    if not (error <= _TOLERANCE * size and cosine >= _MIN_COSINE):
-        raise EngineError(
-            "exported encoder differs from the trained one",
-            got=f"error {error:.3g} of {size:.3g}, cosine {cosine:.9f}",
-            allowed=f"{_TOLERANCE:g} of the largest value, cosine {_MIN_COSINE:.6f}",
-            do="nothing was written; report this",
-        )
-    return Parity("encoder.onnx", f"onnxruntime {onnxruntime.__version__}", len(epochs), error, cosine)
+    found = parity.compare(exported, encoder(epochs, subject))
+    parity.check("exported encoder differs from the trained one; nothing was written", found)
+    return Parity(name, f"onnxruntime {onnxruntime.__version__}", len(epochs), found.error, found.cosine)

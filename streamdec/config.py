@@ -18,7 +18,7 @@ from .intake import IntakeSettings
 from .session import SessionSettings
 
 T = TypeVar("T")
-EngineKind: TypeAlias = Literal["onnx"] | CompiledKind
+EngineKind: TypeAlias = Literal["onnx", CompiledKind]
 
 
 class InletSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

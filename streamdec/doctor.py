@@ -19,7 +19,6 @@ from .decode.bundle import Bundle
 from .errors import StreamdecError, StreamError
 from .intake import Intake, Notice
 from .serve import engines, open_bundle
-from .signal.chain import Chain
 from .signal.quality import robust_sd
 from .types import Chunk, Connection, Marker, Onset, StreamInfo
 
@@ -177,7 +176,7 @@ def _rehearse(bundle: Bundle, config: Config) -> Iterator[Finding]:
     warnings: list[str] = []
     engine = engines(bundle, config, warnings.append)[manifest.heads[-1].horizon]
     yield from (Finding("warning", warning) for warning in warnings)
-    chain = Chain(manifest.signal, bundle.arrays)
+    chain = bundle.chain(manifest.heads[-1])
     epoch = np.random.default_rng(0).normal(0, 10, (len(manifest.signal.ch_names), manifest.signal.window[1]))
     epoch32 = epoch.astype(np.float32)
     took = []

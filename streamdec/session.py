@@ -23,7 +23,6 @@ from .errors import EngineError
 from .feed import schema
 from .feed.publisher import Buffer
 from .intake import Intake, Notice
-from .signal.chain import Chain
 from .telemetry import Telemetry, resident_bytes
 from .types import Candidate, Chunk, Ended, Epoch, Event, Float32, Marker, Onset, Outcome, StreamInfo
 
@@ -120,10 +119,7 @@ class Session:
         self.bundle, self.intake, self.evidence = bundle, intake, evidence
         self.gallery: Gallery = bundle.gallery
         self._engines, self._outlet, self._clock, self._tape, self._settings = engines, outlet, clock, tape, settings
-        signal = bundle.manifest.signal
-        self._chains = {
-            head.horizon: Chain(signal.until(head.horizon), bundle.arrays) for head in bundle.manifest.heads
-        }
+        self._chains = {head.horizon: bundle.chain(head) for head in bundle.manifest.heads}
         self._budget = settings.budget or bundle.manifest.budgets.get("retrieval", 0.05)
         self.telemetry = Telemetry(STAGES)
         self._ends: dict[Outcome, int] = dict.fromkeys(("decided", "rejected", "lost_data", "late", "cancelled"), 0)

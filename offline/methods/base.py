@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -20,6 +20,9 @@ from ..checkpoint import RunFolder
 from ..data.splits import HoldOut
 from ..data.store import Int64, Item
 from ..progress import Report
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +80,9 @@ class Encoder(Protocol):
 
     def candidates(self, targets: Mapping[str, npt.NDArray[Any]]) -> Float32:
         """Target features per role (G, ...) -> (G, dim) float32, what queries are compared with."""
+
+    def folded(self, subject: str = "") -> nn.Module:
+        """Make the network for one subject from plain layers: (B, n_chans, n_times) -> (B, dim)."""
 
     def to_onnx(self, subject: str = "") -> bytes:
         """Export: input "epochs" (B, n_chans, n_times) -> output "embeddings" (B, dim), float32."""

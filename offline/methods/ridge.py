@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from ..checkpoint import RunFolder
 from ..data.store import Int64
 from ..progress import Report
 from .base import Fitted, Method, MethodSettings, Training, standard
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _OPSET, _IR = 17, 8
 
@@ -68,6 +71,15 @@ class RidgeEncoder:
         """Features (G, D) of the role "image" -> (G, D)."""
         out: Float32 = ((targets["image"] - self.centre) / self.scale).astype(np.float32)
         return out
+
+    def folded(self, subject: str = "") -> nn.Module:
+        """Make two layers; the only place that needs torch."""
+        import torch
+        from torch import nn
+
+        linear = nn.Linear(*self.weights.shape)
+        linear.load_state_dict({"weight": torch.from_numpy(self.weights.T), "bias": torch.from_numpy(self.bias)})
+        return nn.Sequential(nn.Flatten(), linear).eval()
 
     def to_onnx(self, subject: str = "") -> bytes:
         """Two nodes: flatten, multiply."""

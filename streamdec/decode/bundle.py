@@ -4,7 +4,7 @@
 
     manifest.json          what it is (Manifest), with the sha256 of every file below
     manifest.sha256        the manifest's own hash, as sha256sum writes it
-    arrays.safetensors     whitener and other arrays the chain needs
+    arrays.safetensors     whitener and other arrays the chain needs; "0.5/whitener" that of the head at 0.5 s alone
     gallery.safetensors    features (G, D) float32
     gallery.json           id, label and thumbnail of each candidate
     thumbnails/...         png, jpg or webp
@@ -32,6 +32,7 @@ import safetensors
 import safetensors.numpy
 
 from ..errors import BundleError, StreamdecError
+from ..signal.chain import Chain
 from .archive import Archive, open_archive, write_archive
 from .gallery import Gallery
 from .manifest import SCHEMA, Calibration, Head, Manifest, Parity
@@ -94,6 +95,18 @@ class Bundle:
 
     def __repr__(self) -> str:
         return f"Bundle({self.path.name}, {self.manifest.method}, {self.gallery!r}, {self.hash[:12]})"
+
+    def chain(self, head: Head) -> Chain:
+        """Make the epoch steps before a head: arrays of its own come before those for all.
+
+        Raises
+        ------
+        ConfigError
+            A step does not fit.
+        """
+        own = head.array("")
+        arrays = self.arrays | {n.removeprefix(own): array for n, array in self.arrays.items() if n.startswith(own)}
+        return Chain(self.manifest.signal.until(head.horizon), arrays)
 
     def encoder(self, head: Head) -> bytes:
         """Read the ONNX model of one of the manifest's heads."""

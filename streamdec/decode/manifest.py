@@ -75,6 +75,10 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Name of the file, beside the encoder's, with the arrays it was trained to; a bundle may lack it."""
         return self.encoder.removesuffix(".onnx") + ".safetensors"
 
+    def array(self, name: str) -> str:
+        """Give the name under which a bundle holds the array ``name`` of this head alone."""
+        return f"{self.horizon:g}/{name}"
+
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How closely the ``encoder`` file, run by ``engine``, follows the trained model on ``n_epochs`` real epochs.

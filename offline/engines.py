@@ -1,0 +1,278 @@
+"""A bundle's encoder, compiled for the machine that serves: AOTInductor anywhere, TensorRT on an NVIDIA GPU.
+
+The trained network is rebuilt from the arrays in the bundle by our own code (a ``torch.export`` file from a stranger
+would not do: loading one falls back to unrestricted pickle and evaluates its shape expressions), and then::
+
+    network -> torch.export ---------------------> AOTInductor -> engine.pt2
+                            -> torch_tensorrt ---> AOTInductor -> engine.pt2, TensorRT engines in it
+
+TensorRT, and anything on a GPU, was never run: it is written against torch-tensorrt 2.14.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamdec.decode.bundle import Bundle
+from streamdec.decode.compiled import (
+    BUILD,
+    ENGINE,
+    Build,
+    CompiledEngine,
+    CompiledKind,
+    machine,
+    packages,
+    slot,
+    versions,
+)
+from streamdec.decode.engine import Device, OnnxEngine
+from streamdec.decode.manifest import Head, Parity
+from streamdec.errors import ConfigError, EngineError
+from streamdec.types import Float32
+
+from . import parity
+from .data.store import Prepared
+from .methods.registry import method as method_named
+from .progress import Report, silent
+
+_PARITY_EPOCHS = 64
+_SD = 10.0  # microvolt, of channels whose deviation the bundle does not tell
+
+
+def compile_bundle(
+    bundle: Bundle,
+    kind: CompiledKind,
+    cache: Path,
+    *,
+    device: Device = "cpu",
+    max_batch: int = 1,
+    prepared: Prepared | None = None,
+    report: Report = silent,
+) -> list[Build]:
+    """Compile every head of a bundle into the cache; what is there and still fits is kept.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    kind : {"aoti", "tensorrt-fp32", "tensorrt-fp16"}
+    cache : Path
+    device : {"cpu", "cuda"}
+    max_batch : int
+        1, which is what the live loop runs, or the most epochs at once.
+    prepared : Prepared, optional
+        Store on whose test epochs (without a test part, training epochs) parity is checked; omitted, on made-up ones.
+
+    Raises
+    ------
+    ConfigError
+        ``device`` or the store do not fit.
+    EngineError
+        It cannot be compiled here, or does not agree with the bundle's ONNX encoder: then nothing is kept.
+    """
+    if max_batch < 1:
+        raise ConfigError("max_batch", got=max_batch, allowed="1 or more")
+    if kind != "aoti" and device != "cuda":
+        raise ConfigError(f"device of {kind}", got=device, allowed="cuda")
+    heads = bundle.manifest.heads
+    signals = [bundle.manifest.signal.until(head.horizon) for head in heads]
+    if prepared is not None and prepared.meta.signal not in signals:
+        raise ConfigError(
+            f"store {prepared.path}", got="another signal than the bundle's", do="name the one it is from"
+        )
+    builds = []
+    for head, signal in zip(heads, signals, strict=True):
+        real = prepared is not None and prepared.meta.signal == signal
+        epochs = _epochs(prepared) if prepared is not None and real else made_up(bundle, head)
+        builds.append(_compile(bundle, head, kind, cache, device, max_batch, epochs, made_up=not real, report=report))
+    return builds
+
+
+def made_up(bundle: Bundle, head: Head, n: int = _PARITY_EPOCHS) -> Float32:
+    """Make (n, n_chans, n_times) epochs of the right scale: white noise, as strong as the training data's channels."""
+    manifest, chain = bundle.manifest, bundle.chain(head)
+    sd = np.array([manifest.channel_sd.get(name) or _SD for name in manifest.signal.ch_names])
+    noise = np.random.default_rng(0).standard_normal((n, *chain.shape_in)) * sd[:, None]
+    return chain(noise.astype(np.float32))
+
+
+def _epochs(prepared: Prepared) -> Float32:
+    epochs = prepared.part("test" if "test" in prepared.meta.items else "train").epochs
+    return np.asarray(epochs[np.linspace(0, len(epochs) - 1, _PARITY_EPOCHS).astype(int)])
+
+
+def _compile(
+    bundle: Bundle,
+    head: Head,
+    kind: CompiledKind,
+    cache: Path,
+    device: Device,
+    max_batch: int,
+    epochs: Float32,
+    *,
+    made_up: bool,
+    report: Report,
+) -> Build:
+    digest = bundle.manifest.files[head.encoder]
+    folder = slot(cache, digest, kind, device)
+    modules = packages(kind)
+    about = Build(
+        kind=kind,
+        encoder=digest,
+        machine=machine(torch, device),
+        versions=versions(modules),
+        max_batch=max_batch,
+        parity=Parity(head.encoder, kind, 0, 0.0, 1.0),
+        made_up=made_up,
+        engine="",
+    )
+    try:
+        kept = CompiledEngine(folder, digest, head, kind, device=device).build
+        if kept.max_batch == max_batch:
+            report(f"{head.encoder}: {kind} is there already")
+            return kept
+        report(f"{head.encoder}: compiling for {kind}, as it takes up to {kept.max_batch} epochs, not {max_batch}")
+    except EngineError as error:
+        report(f"{head.encoder}: compiling for {kind}, as {error}")
+    network = _network(bundle, head).to(device)
+    part = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    part.mkdir(parents=True)
+    part.chmod(0o700)
+    try:
+        _build(kind, modules, network, head, max_batch, device, part / ENGINE)
+        with (part / ENGINE).open("rb") as file:
+            about = msgspec.structs.replace(about, engine=hashlib.file_digest(file, "sha256").hexdigest())
+        _keep(part, about)
+        engine = CompiledEngine(part, digest, head, kind, device=device)
+        found = _check(bundle, head, engine, network, device, epochs)
+        about = msgspec.structs.replace(about, parity=found)
+        _keep(part, about)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return about
+
+
+def _build(
+    kind: CompiledKind,
+    modules: dict[str, Any],
+    network: nn.Module,
+    head: Head,
+    max_batch: int,
+    device: Device,
+    out: Path,
+) -> None:
+    try:
+        if kind == "aoti":
+            _inductor(network, head.shape, max_batch, device, out)
+        else:
+            _tensorrt(modules["torch_tensorrt"], network, head.shape, max_batch, kind == "tensorrt-fp16", out)
+    except Exception as error:  # compilers raise what they like
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        do = "it needs a C++ compiler (g++ or clang++)" if kind == "aoti" else "serve it as onnx or aoti"
+        raise EngineError(f"{kind} cannot compile {head.encoder}", got=why, do=do) from error
+
+
+def _keep(folder: Path, build: Build) -> None:
+    (folder / BUILD).write_bytes(msgspec.json.format(msgspec.json.encode(build), indent=1))
+    for name in (BUILD, ENGINE):
+        (folder / name).chmod(0o600)
+
+
+def _network(bundle: Bundle, head: Head) -> nn.Module:
+    """Rebuild the trained network, for one subject, of plain layers: (B, *head.shape) -> (B, head.dim)."""
+    manifest = bundle.manifest
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / head.weights
+        path.write_bytes(bundle.weights(head))
+        encoder = method_named(manifest.method).load(path)
+    network: nn.Module = encoder.folded(str(manifest.config.get("subject", "")))
+    with torch.inference_mode():
+        made = network(torch.zeros(1, *head.shape))
+    if made.shape != (1, head.dim):
+        raise EngineError(f"{head.weights} and {head.encoder} differ", got=tuple(made.shape), allowed=(1, head.dim))
+    return network.requires_grad_(requires_grad=False)
+
+
+def _check(
+    bundle: Bundle, head: Head, engine: CompiledEngine, network: nn.Module, device: Device, epochs: Float32
+) -> Parity:
+    """Compare with the bundle's ONNX encoder, epoch by epoch as the live loop runs both, and in batches."""
+    reference = OnnxEngine(bundle.encoder(head), head)
+    wanted = np.stack([reference(epoch).copy() for epoch in epochs])
+    kind = engine.build.kind
+    cost = None
+    if kind == "tensorrt-fp16":
+        with torch.inference_mode():
+            halved = Half(network)(torch.from_numpy(epochs).to(device)).cpu().numpy()
+        cost = parity.compare(halved, wanted)
+    found = parity.compare(np.stack([engine(epoch).copy() for epoch in epochs]), wanted)
+    parity.check(f"{kind} differs from {head.encoder}", found, cost)
+    parity.check(
+        f"{kind} in batches differs from {head.encoder}", parity.compare(engine.run_batch(epochs), wanted), cost
+    )
+    about = ", ".join(f"{name} {version}" for name, version in engine.build.versions.items())
+    return Parity(head.encoder, f"{kind}, {about}", len(epochs), found.error, found.cosine)
+
+
+class Half(nn.Module):
+    """A copy of a network that computes in float16 and is asked and answers in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, epochs: Tensor) -> Tensor:
+        """(B, n_chans, n_times) -> (B, dim)."""
+        out: Tensor = self.network(epochs.half()).float()
+        return out
+
+
+def exported(
+    network: nn.Module, shape: tuple[int, int], max_batch: int, device: Device
+) -> torch.export.ExportedProgram:
+    """Trace a network for 1, or for 1 to ``max_batch`` epochs."""
+    example = torch.zeros(max_batch, *shape, device=device)
+    if max_batch == 1:
+        return torch.export.export(network, (example,))
+    batch = torch.export.Dim("batch", min=1, max=max_batch)
+    return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+
+
+def _inductor(network: nn.Module, shape: tuple[int, int], max_batch: int, device: Device, out: Path) -> None:
+    # As many threads as who loads it says, not who compiles.
+    settings = {"cpp.dynamic_threads": True}
+    torch._inductor.aoti_compile_and_package(
+        exported(network, shape, max_batch, device), package_path=str(out), inductor_configs=settings
+    )
+
+
+def _tensorrt(trt: Any, network: nn.Module, shape: tuple[int, int], max_batch: int, half: bool, out: Path) -> None:
+    program = exported(Half(network) if half else network, shape, max_batch, "cuda")
+    if max_batch == 1:
+        taken = trt.Input(shape=(1, *shape), dtype=torch.float32)
+    else:
+        smallest, largest = (1, *shape), (max_batch, *shape)
+        taken = trt.Input(min_shape=smallest, opt_shape=smallest, max_shape=largest, dtype=torch.float32)
+    # TensorRT 10.12 and later take each layer's type from the program: float16 is where Half put it.
+    compiled = trt.dynamo.compile(
+        program,
+        arg_inputs=[taken],
+        min_block_size=1,
+        disable_tf32=True,
+        use_fp32_acc=half,
+        timing_cache_path=str(out.parent.parent / "timing.bin"),  # by default a file in /tmp that anyone may write
+    )
+    trt.save(compiled, str(out), output_format="aot_inductor", arg_inputs=[taken], retrace=True)
