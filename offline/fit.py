@@ -94,6 +94,11 @@ class Batch:
     subject: Tensor
     sample: Tensor
 
+    @property
+    def item(self) -> Tensor:
+        """(B,) index of each sample's item among all items."""
+        return self.items[self.place]
+
 
 class Group(NamedTuple):
     """Parameters that are trained alike: factors on the schedule's learning rate and weight decay."""

@@ -44,8 +44,8 @@ class NiceLearner(Learner):
 
     def loss(self, batch: Batch) -> Tensor:
         """Symmetric InfoNCE."""
-        queries = self.encode(batch.epochs, batch.subject)
-        return symmetric_info_nce(queries, self.embed(batch.targets)[batch.place], self.logit_scale)
+        queries, targets = self.encode(batch.epochs, batch.subject), self.embed(batch.targets)[batch.place]
+        return symmetric_info_nce(queries, targets, self.logit_scale, item=batch.item)
 
     def folded(self, subject: int) -> nn.Module:
         """Make the folded layers."""
