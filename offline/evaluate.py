@@ -6,14 +6,14 @@ Shapes: n queries, G candidates, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from streamdec.decode.gallery import Gallery
+from streamdec.decode.gallery import Gallery, unit
 from streamdec.decode.manifest import GalleryKind
-from streamdec.types import Float32
+from streamdec.types import Float32, Float64
 
 from . import metrics
 from .data.store import Int64, Part
@@ -46,13 +46,11 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
     k_way: dict[str, float]
 
 
-class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``streamdec-train evaluate`` writes. Nothing in it is transductive: every query is scored alone.
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What was tested on what.
 
-    ``averaged`` all repetitions of each stimulus; ``curve`` over nested repetition counts; ``single`` every epoch
-    alone; ``auc`` per class, for two-class and other class galleries. ``simulated`` says whether the data were.
-    ``protocol`` whether the subject's own training part was fitted ("intra") or other subjects' alone ("left_out");
-    ``data`` fingerprints of what was fitted, ``test_data`` of what is tested.
+    ``simulated`` whether the data were. ``protocol`` whether the subject's own training part was fitted ("intra") or
+    other subjects' alone ("left_out"); ``data`` fingerprints of what was fitted, ``test_data`` of what is tested.
     """
 
     method: str
@@ -64,10 +62,26 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     data: tuple[str, ...]
     test_data: str
+
+
+class Evaluation(About, frozen=True, kw_only=True):
+    """What ``streamdec-train evaluate`` writes. Nothing in it is transductive: every query is scored alone.
+
+    ``averaged`` all repetitions of each stimulus; ``curve`` over nested repetition counts; ``single`` every epoch
+    alone; ``auc`` per class, for two-class and other class galleries; ``class_centre`` the averaged queries against the
+    centres of their concepts (:func:`class_centres`), which is another task than finding the stimulus.
+    """
+
     single: Retrieval
     averaged: Retrieval | None = None
     curve: tuple[Retrieval, ...] = ()
     auc: dict[str, float] = {}
+    class_centre: Retrieval | None = None
+
+
+def about_fields(about: About) -> dict[str, Any]:
+    """Fields of :class:`About` of a record, to make another record of."""
+    return {field.name: getattr(about, field.name) for field in msgspec.structs.fields(About)}
 
 
 def scores(queries: Float32, gallery: Gallery) -> Float32:
@@ -94,7 +108,9 @@ def retrieval(queries: Float32, gallery: Gallery, target: Int64, repetitions: in
     return from_scores(scores(queries, gallery), target, gallery.kind, repetitions)
 
 
-def from_scores(values: Float32, target: Int64, kind: GalleryKind, repetitions: int | None = None) -> Retrieval:
+def from_scores(
+    values: Float32 | Float64, target: Int64, kind: GalleryKind, repetitions: int | None = None
+) -> Retrieval:
     """Figures of scores (n, G)."""
     n, n_candidates = values.shape
     rank = metrics.ranks(values, target)
@@ -113,6 +129,25 @@ def from_scores(values: Float32, target: Int64, kind: GalleryKind, repetitions: 
         mean_average_precision=metrics.mean_average_precision(rank),
         k_way={str(k): metrics.k_way(rank, n_candidates, k) for k in K_WAYS if k <= n_candidates},
     )
+
+
+def class_centres(features: Float32, concepts: Sequence[str]) -> Gallery:
+    """Make a gallery of concepts: the mean of the unit features of each one's images.
+
+    The "classification" of NICE (Song et al. 2024, arXiv 2308.13234): the images must not be the stimuli themselves.
+
+    Parameters
+    ----------
+    features : array of shape (n, D), float32
+        One row per image, of any length.
+    concepts : sequence of str
+        Of each image; candidates stand in the order in which they first occur.
+    """
+    place: dict[str, int] = {}
+    of = np.array([place.setdefault(concept, len(place)) for concept in concepts])
+    sums = np.zeros((len(place), features.shape[1]))
+    np.add.at(sums, of, unit(features))
+    return Gallery(sums / np.bincount(of)[:, None], list(place), list(place), "class_centre")
 
 
 def nested(epochs_of: Sequence[Int64], counts: Sequence[int] = CURVE) -> dict[int, list[Int64]]:

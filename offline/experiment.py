@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -13,15 +13,15 @@ import numpy.typing as npt
 from streamdec.decode.evidence import calibrate
 from streamdec.decode.gallery import Gallery, unit
 from streamdec.decode.manifest import Calibration
-from streamdec.errors import ConfigError
+from streamdec.errors import ConfigError, DataError
 from streamdec.types import Bool, Float32
 
 from . import evaluate
 from .checkpoint import FittedMeta, RunFolder, RunMeta, commit, versions
 from .data import splits
 from .data.joined import Joined, join
-from .data.store import Int64, Part, PartName, Prepared
-from .evaluate import Evaluation
+from .data.store import Int64, Item, Part, PartName, Prepared
+from .evaluate import About, Evaluation
 from .methods.base import Encoder, Method, MethodSettings, Training
 from .methods.registry import method as method_named
 from .progress import Report, silent
@@ -205,10 +205,33 @@ def targets_of(meta: RunMeta) -> dict[str, Targets]:
     return {role: Targets(Path(path)) for role, path in meta.targets.items()}
 
 
-def evaluate_run(
-    path: Path, prepared: Prepared | None = None, targets: Mapping[str, Targets] | None = None
-) -> Evaluation:
-    """Evaluate a run on the test part of its own store, or of another: a new session, or a subject left out.
+class Opened(msgspec.Struct, frozen=True, eq=False):
+    """A fitted run before a test part.
+
+    ``gallery`` the part's items, as the run's encoder sees them; ``targets`` what it was made of.
+    """
+
+    about: About
+    encoder: Encoder
+    prepared: Prepared
+    part: Part
+    gallery: Gallery
+    targets: Mapping[str, Targets]
+
+    def encode(self, epochs: Float32) -> Float32:
+        """(n, n_chans, n_times) -> (n, D), as of the tested subject."""
+        return self.encoder(epochs, self.about.subject)
+
+    def averaged(self) -> tuple[Float32, Int64, int]:
+        """Mean epochs of the items that were shown, their candidates, and the least repetitions behind one."""
+        epochs_of = self.part.of_item()
+        shown = np.array([i for i, indices in enumerate(epochs_of) if len(indices)], np.int64)
+        least = min(len(epochs_of[i]) for i in shown)
+        return self.part.means([epochs_of[i] for i in shown]), shown, least
+
+
+def open_test(path: Path, prepared: Prepared | None = None, targets: Mapping[str, Targets] | None = None) -> Opened:
+    """Open a run and the test part of its own store, or of another: a new session, or a subject left out.
 
     Raises
     ------
@@ -222,27 +245,95 @@ def evaluate_run(
     targets = targets or targets_of(meta)
     if prepared.meta.shape != encoder.shape:
         raise ConfigError(f"epochs of {prepared.path}", got=prepared.meta.shape, allowed=encoder.shape)
-    part, subject = prepared.part("test"), prepared.meta.subject
-    shelf = gallery(encoder, prepared, targets)
-    single = evaluate.scores(encoder(part.epochs, subject), shelf)
-    stimuli = prepared.meta.kind == "stimulus"
-    all_items = np.arange(len(part.items))
-    curve = evaluate.curve(lambda epochs: encoder(epochs, subject), part, shelf, all_items) if stimuli else ()
-    return Evaluation(
+    about = About(
         method=meta.method,
         dataset=prepared.meta.dataset,
-        subject=subject,
+        subject=prepared.meta.subject,
         protocol="intra" if str(prepared.path.resolve()) in meta.prepared else "left_out",
         simulated=prepared.meta.simulated,
         offline_only=prepared.meta.offline_only,
         seed=meta.seed,
         data=meta.data,
         test_data=prepared.meta.fingerprint,
-        single=evaluate.from_scores(single, part.rows.item, prepared.meta.kind, 1),
+    )
+    part = prepared.part("test")
+    return Opened(about, encoder, prepared, part, gallery(encoder, prepared, targets), targets)
+
+
+def evaluate_run(
+    path: Path,
+    prepared: Prepared | None = None,
+    targets: Mapping[str, Targets] | None = None,
+    centres: Mapping[str, Targets] | None = None,
+) -> Evaluation:
+    """Evaluate a run as :func:`open_test` opens it; with ``centres``, against :func:`centre_gallery` as well."""
+    test = open_test(path, prepared, targets)
+    part, kind = test.part, test.prepared.meta.kind
+    single = evaluate.scores(test.encode(part.epochs), test.gallery)
+    stimuli = kind == "stimulus"
+    curve = evaluate.curve(test.encode, part, test.gallery, np.arange(len(part.items))) if stimuli else ()
+    return Evaluation(
+        **evaluate.about_fields(test.about),
+        single=evaluate.from_scores(single, part.rows.item, kind, 1),
         averaged=curve[-1] if curve else None,
         curve=curve,
         auc={} if stimuli else evaluate.class_auc(single, part.rows.item, [item.id for item in part.items]),
+        class_centre=_against_centres(test, centres) if centres and stimuli else None,
     )
+
+
+def _against_centres(test: Opened, centres: Mapping[str, Targets]) -> evaluate.Retrieval:
+    means, shown, least = test.averaged()
+    shelf, of_item = centre_gallery(test.encoder, centres, test.part.items)
+    return evaluate.retrieval(test.encode(means), shelf, of_item[shown], least)
+
+
+def centre_gallery(encoder: Encoder, centres: Mapping[str, Targets], items: Sequence[Item]) -> tuple[Gallery, Int64]:
+    """Make the class centres of items' concepts from features of other images of them.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    centres : mapping of str to Targets
+        Per role, features whose ids are CONCEPT/FILE, as those of a folder of images are; a number before the concept's
+        name does not count. An image whose file has a stimulus' name is left out.
+    items : sequence of Item
+
+    Returns
+    -------
+    gallery : Gallery
+        Of kind ``class_centre``.
+    of_item : array of shape (n_items,), int64
+        Each item's candidate.
+
+    Raises
+    ------
+    DataError
+        There is no image of a concept.
+    """
+    wanted = [_plain(item.concept) for item in items]
+    stimuli = {PurePosixPath(item.image or item.id).name for item in items}
+    ids = next(iter(centres.values())).meta.ids
+    concepts = {id_: _plain(str(PurePosixPath(id_).parent)) for id_ in ids if PurePosixPath(id_).name not in stimuli}
+    kept = [id_ for id_ in concepts if concepts[id_] in set(wanted)]
+    missing = sorted(set(wanted) - {concepts[id_] for id_ in kept})
+    if missing:
+        raise DataError(
+            "features of class centres",
+            got=f"no image of {missing[0]!r} ({len(missing)} of {len(set(wanted))} concepts) besides the stimuli",
+            do="compute them for a folder of images with one folder per concept: streamdec-train features",
+        )
+    images = [Item(id_, id_, concepts[id_]) for id_ in kept]
+    features = encoder.candidates({role: of_role.of(images) for role, of_role in centres.items()})
+    shelf = evaluate.class_centres(features, [image.concept for image in images])
+    return shelf, np.array([shelf.index_of(name) for name in wanted], np.int64)
+
+
+def _plain(concept: str) -> str:
+    """Name of a concept without what stands before it: test/00012_cat and 00012_cat are cat."""
+    name = concept.rpartition("/")[2]
+    number, _, rest = name.partition("_")
+    return rest if number.isdigit() and rest else name
 
 
 def own_store(meta: RunMeta) -> Prepared:

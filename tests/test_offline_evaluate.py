@@ -9,8 +9,12 @@ import pytest
 import tiny_store
 
 from offline import evaluate, metrics
-from offline.data.store import Part, Rows
+from offline.data.store import Item, Part, Rows
+from offline.experiment import evaluate_run, fit
+from offline.methods.registry import method
+from offline.targets.store import Targets, compute
 from streamdec.decode.gallery import Gallery
+from streamdec.errors import DataError
 
 
 @pytest.mark.data
@@ -75,3 +79,36 @@ def test_class_auc_of_two_is_the_outputs_own() -> None:
     found = evaluate.class_auc(evaluate.scores(queries, gallery), target, gallery.ids)
     assert found["yes"] == pytest.approx(metrics.auc(output, target == 1))
     assert found["no"] == pytest.approx(found["yes"])
+
+
+def test_class_centres_are_means_of_unit_features() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((5, 3)).astype(np.float32) * np.array([[1], [9], [2], [1], [5]], np.float32)
+    found = evaluate.class_centres(features, ["cat", "dog", "cat", "dog", "owl"])
+    assert (found.kind, found.ids) == ("class_centre", ("cat", "dog", "owl"))
+    rows = features / np.linalg.norm(features, axis=1)[:, None]
+    for candidate, members in zip(found.features, ([0, 2], [1, 3], [4]), strict=True):
+        mean = rows[members].mean(axis=0)
+        assert candidate == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
+
+
+def test_class_centres_never_see_the_stimulus(tmp_path) -> None:
+    """Each test item's centre is made of one other image; the stimulus, under its file name, is among the features."""
+    store = tiny_store.make(tmp_path / "store")
+    ridge, targets = method("ridge"), Targets(tmp_path / "store-targets")
+    fit(ridge, ridge.settings(), [store], {"image": targets}, tmp_path / "run")
+    items = store.meta.items["test"]
+    own = dict(zip((item.id for item in items), targets.of(items), strict=True))
+    concepts = {item.id: f"{i:05d}_{item.concept.rpartition('/')[2]}" for i, item in enumerate(items)}
+    near = {f"{concepts[id_]}/another.jpg": row + 0.01 for id_, row in own.items()}
+    itself = {f"{concepts[id_]}/{id_}": -row for id_, row in own.items()}
+    images = [Item(id_, id_, id_) for id_ in (*near, *itself, "00099_elsewhere/x.jpg")]
+    known = tiny_store.Known(near | itself | {"00099_elsewhere/x.jpg": np.ones(6, np.float32)})
+    compute(known, images, Path(), tmp_path / "centres")
+    found = evaluate_run(tmp_path / "run", centres={"image": Targets(tmp_path / "centres")})
+    assert found.class_centre.gallery == "class_centre"
+    assert found.class_centre.n_candidates == 12
+    assert found.class_centre.top1 == pytest.approx(found.averaged.top1, abs=0.1)
+    compute(tiny_store.Known(itself), images[12:24], Path(), tmp_path / "nothing-else")
+    with pytest.raises(DataError, match="besides the stimuli"):
+        evaluate_run(tmp_path / "run", centres={"image": Targets(tmp_path / "nothing-else")})
