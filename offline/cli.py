@@ -277,18 +277,16 @@ def _compile(args: argparse.Namespace, out: Console, err: Console) -> None:
     from streamdec.decode.compiled import cache_folder
 
     from .data.store import Prepared
-    from .engines import compile_bundle
+    from .engines import Wanted, compile_bundle
 
     usual: Device = "cpu" if args.engine == "aoti" else "cuda"
     device: Device = args.device or usual
     builds = compile_bundle(
         bundle.read(args.bundle),
-        args.engine,
+        Wanted(args.engine, device, args.max_batch),
         cache_folder(args.cache),
-        device=device,
-        max_batch=args.max_batch,
-        prepared=Prepared(args.prepared) if args.prepared else None,
-        report=lambda line, done=0, total=0: _line(err, line),
+        Prepared(args.prepared) if args.prepared else None,
+        lambda line, done=0, total=0: _line(err, line),
     )
     for build in builds:
         agreed = build.parity

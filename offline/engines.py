@@ -50,40 +50,41 @@ _PARITY_EPOCHS = 64
 _SD = 10.0  # microvolt, of channels whose deviation the bundle does not tell
 
 
+class Wanted(msgspec.Struct, frozen=True):
+    """What to compile to: for one epoch, which is what the live loop runs, or for 1 to ``max_batch`` at once."""
+
+    kind: CompiledKind
+    device: Device = "cpu"
+    max_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ConfigError("max_batch", got=self.max_batch, allowed="1 or more")
+        if self.kind != "aoti" and self.device != "cuda":
+            raise ConfigError(f"device of {self.kind}", got=self.device, allowed="cuda")
+
+
 def compile_bundle(
-    bundle: Bundle,
-    kind: CompiledKind,
-    cache: Path,
-    *,
-    device: Device = "cpu",
-    max_batch: int = 1,
-    prepared: Prepared | None = None,
-    report: Report = silent,
+    bundle: Bundle, wanted: Wanted, cache: Path, prepared: Prepared | None = None, report: Report = silent
 ) -> list[Build]:
     """Compile every head of a bundle into the cache; what is there and still fits is kept.
 
     Parameters
     ----------
     bundle : Bundle
-    kind : {"aoti", "tensorrt-fp32", "tensorrt-fp16"}
+    wanted : Wanted
     cache : Path
-    device : {"cpu", "cuda"}
-    max_batch : int
-        1, which is what the live loop runs, or the most epochs at once.
     prepared : Prepared, optional
         Store on whose test epochs (without a test part, training epochs) parity is checked; omitted, on made-up ones.
+    report : callable
 
     Raises
     ------
     ConfigError
-        ``device`` or the store do not fit.
+        The store is not the bundle's.
     EngineError
         It cannot be compiled here, or does not agree with the bundle's ONNX encoder: then nothing is kept.
     """
-    if max_batch < 1:
-        raise ConfigError("max_batch", got=max_batch, allowed="1 or more")
-    if kind != "aoti" and device != "cuda":
-        raise ConfigError(f"device of {kind}", got=device, allowed="cuda")
     heads = bundle.manifest.heads
     signals = [bundle.manifest.signal.until(head.horizon) for head in heads]
     if prepared is not None and prepared.meta.signal not in signals:
@@ -92,9 +93,9 @@ def compile_bundle(
         )
     builds = []
     for head, signal in zip(heads, signals, strict=True):
-        real = prepared is not None and prepared.meta.signal == signal
-        epochs = _epochs(prepared) if prepared is not None and real else made_up(bundle, head)
-        builds.append(_compile(bundle, head, kind, cache, device, max_batch, epochs, made_up=not real, report=report))
+        real = _epochs(prepared) if prepared is not None and prepared.meta.signal == signal else None
+        kept = _kept(bundle, head, wanted, cache, real is not None, report)
+        builds.append(kept or _compile(bundle, head, wanted, cache, real))
     return builds
 
 
@@ -111,81 +112,76 @@ def _epochs(prepared: Prepared) -> Float32:
     return np.asarray(epochs[np.linspace(0, len(epochs) - 1, _PARITY_EPOCHS).astype(int)])
 
 
-def _compile(
-    bundle: Bundle,
-    head: Head,
-    kind: CompiledKind,
-    cache: Path,
-    device: Device,
-    max_batch: int,
-    epochs: Float32,
-    *,
-    made_up: bool,
-    report: Report,
-) -> Build:
+def _kept(bundle: Bundle, head: Head, wanted: Wanted, cache: Path, real: bool, report: Report) -> Build | None:
+    """Find the engine that is there, if it is what is wanted; say why not."""
     digest = bundle.manifest.files[head.encoder]
-    folder = slot(cache, digest, kind, device)
-    modules = packages(kind)
-    about = Build(
-        kind=kind,
-        encoder=digest,
-        machine=machine(torch, device),
-        versions=versions(modules),
-        max_batch=max_batch,
-        parity=Parity(head.encoder, kind, 0, 0.0, 1.0),
-        made_up=made_up,
-        engine="",
-    )
+    folder = slot(cache, digest, wanted.kind, wanted.device)
     try:
-        kept = CompiledEngine(folder, digest, head, kind, device=device).build
-        if kept.max_batch == max_batch:
-            report(f"{head.encoder}: {kind} is there already")
-            return kept
-        report(f"{head.encoder}: compiling for {kind}, as it takes up to {kept.max_batch} epochs, not {max_batch}")
+        kept = CompiledEngine(folder, digest, head, wanted.kind, device=wanted.device).build
     except EngineError as error:
-        report(f"{head.encoder}: compiling for {kind}, as {error}")
+        report(f"{head.encoder}: compiling for {wanted.kind}, as {error}")
+        return None
+    if kept.max_batch != wanted.max_batch:
+        report(f"{head.encoder}: compiling again, as what is there takes up to {kept.max_batch} epochs")
+        return None
+    if real and kept.made_up:
+        report(f"{head.encoder}: compiling again, as what is there was never held against real epochs")
+        return None
+    report(f"{head.encoder}: {wanted.kind} is there already")
+    return kept
+
+
+def _compile(bundle: Bundle, head: Head, wanted: Wanted, cache: Path, real: Float32 | None) -> Build:
+    kind, device = wanted.kind, wanted.device
+    digest = bundle.manifest.files[head.encoder]
+    modules = packages(kind)
+    here = machine(torch, device)
     network = _network(bundle, head).to(device)
+    folder = slot(cache, digest, kind, device)
     part = folder.with_name(f".{folder.name}.{uuid4().hex}")
     part.mkdir(parents=True)
     part.chmod(0o700)
     try:
-        _build(kind, modules, network, head, max_batch, device, part / ENGINE)
+        _build(network, head, wanted, modules, part / ENGINE)
         with (part / ENGINE).open("rb") as file:
-            about = msgspec.structs.replace(about, engine=hashlib.file_digest(file, "sha256").hexdigest())
-        _keep(part, about)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        build = Build(
+            kind=kind,
+            encoder=digest,
+            machine=here,
+            versions=versions(modules),
+            max_batch=wanted.max_batch,
+            parity=Parity(head.encoder, kind, 0, 0.0, 1.0),
+            made_up=real is None,
+            engine=sha256,
+        )
+        _write(part, build)
         engine = CompiledEngine(part, digest, head, kind, device=device)
-        found = _check(bundle, head, engine, network, device, epochs)
-        about = msgspec.structs.replace(about, parity=found)
-        _keep(part, about)
+        found = _check(bundle, head, engine, network, made_up(bundle, head) if real is None else real)
+        build = msgspec.structs.replace(build, parity=found)
+        _write(part, build)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return about
+    return build
 
 
-def _build(
-    kind: CompiledKind,
-    modules: dict[str, Any],
-    network: nn.Module,
-    head: Head,
-    max_batch: int,
-    device: Device,
-    out: Path,
-) -> None:
+def _build(network: nn.Module, head: Head, wanted: Wanted, modules: dict[str, Any], out: Path) -> None:
+    kind = wanted.kind
     try:
         if kind == "aoti":
-            _inductor(network, head.shape, max_batch, device, out)
+            _inductor(network, head.shape, wanted, out)
         else:
-            _tensorrt(modules["torch_tensorrt"], network, head.shape, max_batch, kind == "tensorrt-fp16", out)
+            _tensorrt(modules["torch_tensorrt"], network, head.shape, wanted, out)
     except Exception as error:  # compilers raise what they like
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         do = "it needs a C++ compiler (g++ or clang++)" if kind == "aoti" else "serve it as onnx or aoti"
         raise EngineError(f"{kind} cannot compile {head.encoder}", got=why, do=do) from error
 
 
-def _keep(folder: Path, build: Build) -> None:
+def _write(folder: Path, build: Build) -> None:
     (folder / BUILD).write_bytes(msgspec.json.format(msgspec.json.encode(build), indent=1))
     for name in (BUILD, ENGINE):
         (folder / name).chmod(0o600)
@@ -206,9 +202,7 @@ def _network(bundle: Bundle, head: Head) -> nn.Module:
     return network.requires_grad_(requires_grad=False)
 
 
-def _check(
-    bundle: Bundle, head: Head, engine: CompiledEngine, network: nn.Module, device: Device, epochs: Float32
-) -> Parity:
+def _check(bundle: Bundle, head: Head, engine: CompiledEngine, network: nn.Module, epochs: Float32) -> Parity:
     """Compare with the bundle's ONNX encoder, epoch by epoch as the live loop runs both, and in batches."""
     reference = OnnxEngine(bundle.encoder(head), head)
     wanted = np.stack([reference(epoch).copy() for epoch in epochs])
@@ -216,7 +210,7 @@ def _check(
     cost = None
     if kind == "tensorrt-fp16":
         with torch.inference_mode():
-            halved = Half(network)(torch.from_numpy(epochs).to(device)).cpu().numpy()
+            halved = Half(network)(torch.from_numpy(epochs).to(engine.device)).cpu().numpy()
         cost = parity.compare(halved, wanted)
     found = parity.compare(np.stack([engine(epoch).copy() for epoch in epochs]), wanted)
     parity.check(f"{kind} differs from {head.encoder}", found, cost)
@@ -240,39 +234,36 @@ class Half(nn.Module):
         return out
 
 
-def exported(
-    network: nn.Module, shape: tuple[int, int], max_batch: int, device: Device
-) -> torch.export.ExportedProgram:
-    """Trace a network for 1, or for 1 to ``max_batch`` epochs."""
-    example = torch.zeros(max_batch, *shape, device=device)
-    if max_batch == 1:
+def exported(network: nn.Module, shape: tuple[int, int], wanted: Wanted) -> torch.export.ExportedProgram:
+    """Trace a network for the batches that are wanted."""
+    example = torch.zeros(wanted.max_batch, *shape, device=wanted.device)
+    if wanted.max_batch == 1:
         return torch.export.export(network, (example,))
-    batch = torch.export.Dim("batch", min=1, max=max_batch)
+    batch = torch.export.Dim("batch", min=1, max=wanted.max_batch)
     return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
 
 
-def _inductor(network: nn.Module, shape: tuple[int, int], max_batch: int, device: Device, out: Path) -> None:
+def _inductor(network: nn.Module, shape: tuple[int, int], wanted: Wanted, out: Path) -> None:
     # As many threads as who loads it says, not who compiles.
     settings = {"cpp.dynamic_threads": True}
-    torch._inductor.aoti_compile_and_package(
-        exported(network, shape, max_batch, device), package_path=str(out), inductor_configs=settings
-    )
+    program = exported(network, shape, wanted)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(out), inductor_configs=settings)
 
 
-def _tensorrt(trt: Any, network: nn.Module, shape: tuple[int, int], max_batch: int, half: bool, out: Path) -> None:
-    program = exported(Half(network) if half else network, shape, max_batch, "cuda")
-    if max_batch == 1:
-        taken = trt.Input(shape=(1, *shape), dtype=torch.float32)
+def _tensorrt(trt: Any, network: nn.Module, shape: tuple[int, int], wanted: Wanted, out: Path) -> None:
+    half = wanted.kind == "tensorrt-fp16"
+    one, most = (1, *shape), (wanted.max_batch, *shape)
+    if one == most:
+        taken = trt.Input(shape=one, dtype=torch.float32)
     else:
-        smallest, largest = (1, *shape), (max_batch, *shape)
-        taken = trt.Input(min_shape=smallest, opt_shape=smallest, max_shape=largest, dtype=torch.float32)
-    # TensorRT 10.12 and later take each layer's type from the program: float16 is where Half put it.
+        taken = trt.Input(min_shape=one, opt_shape=one, max_shape=most, dtype=torch.float32)
+    # Since TensorRT 10.12 each layer has the type it has in the program: float16 is where Half put it.
     compiled = trt.dynamo.compile(
-        program,
+        exported(Half(network) if half else network, shape, wanted),
         arg_inputs=[taken],
         min_block_size=1,
         disable_tf32=True,
         use_fp32_acc=half,
-        timing_cache_path=str(out.parent.parent / "timing.bin"),  # by default a file in /tmp that anyone may write
+        timing_cache_path=str(out.parent.parent / "timing.bin"),  # by default a file in /tmp, anyone's to write
     )
     trt.save(compiled, str(out), output_format="aot_inductor", arg_inputs=[taken], retrace=True)

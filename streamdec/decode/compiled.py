@@ -176,6 +176,7 @@ class CompiledEngine(StaticEngine):
     Attributes
     ----------
     build : Build
+    device : {"cpu", "cuda"}
 
     Raises
     ------
@@ -206,7 +207,7 @@ class CompiledEngine(StaticEngine):
         if device == "cuda":
             # Convolutions round their input to 10 bits by default; the ONNX encoder does not.
             torch.backends.cudnn.allow_tf32 = False
-        self._device = device
+        self.device = device
         self._model: Callable[[Any], Any] | None
         self._run: Callable[[Any], Any] | None
         try:
@@ -224,7 +225,7 @@ class CompiledEngine(StaticEngine):
             raise EngineError(self.name, got="a call after close")
         try:
             with self._torch.inference_mode():
-                if self._device == "cuda":
+                if self.device == "cuda":
                     self._taken.copy_(self._torch.from_numpy(self._input))
                 self._made.copy_(self._run(self._taken))
         except Exception as error:  # as above
@@ -238,7 +239,7 @@ class CompiledEngine(StaticEngine):
         made = np.empty((len(epochs), self.dim), np.float32)
         with torch.inference_mode():
             for start in range(0, len(epochs), step):
-                block = torch.from_numpy(np.array(epochs[start : start + step])).to(self._device)
+                block = torch.from_numpy(np.array(epochs[start : start + step])).to(self.device)
                 made[start : start + step] = self._model(block).cpu().numpy()
         return made
 
