@@ -152,6 +152,6 @@ class _OneSubject(nn.Module):
         self.channels, self.encoder = network._channels, network.encoder.folded()
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.transformer(x, cast(Tensor, self.token).expand(len(x), -1))
+        tokens = self.transformer(x, cast(Tensor, self.token).expand(x.shape[0], -1))
         y: Tensor = self.head(self.encoder(self.channels(tokens)))
         return y

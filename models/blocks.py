@@ -150,7 +150,7 @@ class TSConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, n_features)."""
         with _float32(x):
-            mean = self._mean(x.float())
+            mean = self._mean(x.to(self.temporal.weight.dtype))
             weight, bias = self._normed_taps(mean)
             spatial = self.spatial.weight[..., 0].permute(2, 1, 0).flatten(0, 1)
             y: Tensor = _Temporal.apply(mean, weight, bias, spatial, self.stride)
