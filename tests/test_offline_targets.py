@@ -1,17 +1,21 @@
-"""Target features: the encoders, and their store that goes on after a kill."""
+"""Target features: encoders by name, those without weights, and the store that goes on after a kill."""
 
 from __future__ import annotations
 
+import resource
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_store
+from hypothesis import given
+from hypothesis import strategies as st
 
 from offline.data.store import Item
 from offline.targets.images import Images
 from offline.targets.registry import encoder
-from offline.targets.store import Targets, compute
+from offline.targets.store import Targets, compute, unit
 from streamdec.errors import ConfigError, DataError
 from streamdec.simulate import features
 
@@ -50,6 +54,98 @@ def test_killed_call_goes_on(tmp_path) -> None:
         compute(Counting(), ITEMS[1:], Path(), tmp_path / "killed")
 
 
+class Made:
+    """Given rows, with a kill after so many of them."""
+
+    name = "made"
+
+    def __init__(self, rows: np.ndarray, kill_at: int | None = None) -> None:
+        self.rows, self.kill_at, self.given = rows, kill_at, 0
+        self.provenance = {"sizes": (1, 2)}
+
+    def __call__(self, items, images):
+        self.given += len(items)
+        if self.kill_at is not None and self.given > self.kill_at:
+            raise KeyboardInterrupt
+        return self.rows[[int(item.id[1:]) for item in items]]
+
+
+@given(
+    shape=st.lists(st.integers(1, 3), max_size=3),
+    dtype=st.sampled_from([np.float32, np.float16]),
+    batch=st.integers(1, 20),
+    kill_at=st.integers(0, 12),
+    other_batch=st.integers(1, 20),
+)
+def test_rows_of_any_shape(shape, dtype, batch, kill_at, other_batch) -> None:
+    rows = np.random.default_rng(0).standard_normal((12, *shape)).astype(dtype)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole = compute(Made(rows), ITEMS[:12], Path(), folder / "whole", batch=12)
+        try:
+            compute(Made(rows, kill_at), ITEMS[:12], Path(), folder / "killed", batch=batch)
+        except KeyboardInterrupt:
+            compute(Made(rows), ITEMS[:12], Path(), folder / "killed", batch=other_batch)
+        targets = Targets(folder / "killed")
+        assert targets.meta.fingerprint == whole.fingerprint
+        for items in (ITEMS[:12], ITEMS[3:7], ITEMS[:0], [ITEMS[5], ITEMS[2], ITEMS[5]]):
+            found = targets.of(items)
+            expected = rows[[int(item.id[1:]) for item in items]]
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_consecutive_rows_are_mapped_and_the_file_is_safe(tmp_path) -> None:
+    rows = np.random.default_rng(0).standard_normal((12, 2, 3)).astype(np.float32)
+    compute(Made(rows), ITEMS[:12], Path(), tmp_path)
+    found = Targets(tmp_path).of(ITEMS[4:9])
+    assert isinstance(found.base, np.memmap)
+    found[:] = 0
+    np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), rows)
+
+
+def test_normalised_on_reading(tmp_path) -> None:
+    rows = np.random.default_rng(0).standard_normal((12, 2, 3)).astype(np.float16)
+    rows[3] = 0
+    compute(Made(rows), ITEMS[:12], Path(), tmp_path)
+    found = Targets(tmp_path).of(ITEMS[:12], normalised=True)
+    assert found.dtype == np.float32
+    for row, raw in zip(found.reshape(-1, 3), rows.reshape(-1, 3).astype(np.float64), strict=True):
+        np.testing.assert_allclose(row, raw / max(sum(raw**2) ** 0.5, 1e-30), atol=1e-6)
+    assert not found[3].any()
+    np.testing.assert_array_equal(unit(found)[:3], unit(unit(found))[:3])
+
+
+def test_what_cannot_be_kept(tmp_path) -> None:
+    rows = np.ones((12, 4), np.float32)
+    rows[7, 2] = np.nan
+    with pytest.raises(DataError, match=r"NaN or infinity for 'i7'; look at '7\.png'"):
+        compute(Made(rows), ITEMS[:12], Path(), tmp_path / "nan")
+    with pytest.raises(ConfigError, match="batch"):
+        compute(Made(rows), ITEMS[:7], Path(), tmp_path / "batch", batch=0)
+    with pytest.raises(DataError, match="no items"):
+        compute(Made(rows), [], Path(), tmp_path / "none")
+    compute(Made(rows), ITEMS[:7], Path(), tmp_path / "cut")
+    (tmp_path / "cut" / "features.npy").write_bytes((tmp_path / "cut" / "features.npy").read_bytes()[:-4])
+    with pytest.raises(DataError, match="compute the features again"):
+        Targets(tmp_path / "cut")
+
+
+def test_full_disk_is_an_error_and_then_goes_on(tmp_path) -> None:
+    rows = np.random.default_rng(0).standard_normal((12, 2000)).astype(np.float32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        with pytest.raises(DataError, match="the same command goes on"):
+            compute(Made(rows), ITEMS[:12], Path(), tmp_path / "full", batch=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    again = Made(rows)
+    compute(again, ITEMS[:12], Path(), tmp_path / "full", batch=4)
+    assert again.given == 8
+    np.testing.assert_array_equal(Targets(tmp_path / "full").of(ITEMS[:12]), rows)
+
+
 def test_encoders(tmp_path) -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
     rng = np.random.default_rng(0)
@@ -78,26 +174,56 @@ def test_unknown_encoder(name: str) -> None:
         encoder(name, ITEMS)
 
 
-def test_open_clip_by_name_with_a_weights_file(tmp_path) -> None:
-    open_clip = pytest.importorskip("open_clip", reason="open_clip comes with the train extra")
-    safetensors = pytest.importorskip("safetensors.torch", reason="torch comes with the train extra")
-    image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
-    import torch
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gabor@size=3", r"option 'size'; allowed: blur, vse"),
+        ("pixels@size=many", r"options of pixels@size=many; got Expected `int`"),
+        ("pixels@size=0", r"size; got 0"),
+        ("gabor@blur=50", r"blur; got 50; allowed: low, medium, high"),
+        ("gabor@blur=soft", r"options of blur of gabor@blur=soft"),
+        ("gabor@vse=gates:1", r"option 'gates'; allowed: sobel, weights, gate"),
+        ("gabor@vse=sobel:4", r"vse sobel; got 4"),
+        ("spelling@blur", r"option 'blur'; allowed: template, captions"),
+        ("classes@vse", r"option 'vse'; allowed: none"),
+        ("spelling@template=hello", r"template; got 'hello'"),
+        ("spelling@template=a {caption}", r"@captions=FILE"),
+    ],
+)
+def test_wrong_option(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        encoder(name, ITEMS)
 
-    torch.manual_seed(0)
-    model, _, transform = open_clip.create_model_and_transforms("ViT-S-32-alt", pretrained=None)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.save_file(weights, tmp_path / "weights.safetensors")
-    picture = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-    image.fromarray(picture).save(tmp_path / "0.png")
-    made = encoder(f"open_clip:ViT-S-32-alt/{tmp_path / 'weights.safetensors'}", ITEMS)
-    with torch.inference_mode():
-        expected = model.eval().encode_image(transform(image.fromarray(picture))[None]).numpy()
-    np.testing.assert_allclose(made(ITEMS[:1], Images(tmp_path)), expected, rtol=1e-4, atol=1e-5)
-    assert made.provenance["weights"].startswith("sha256:")
-    with pytest.raises(ConfigError, match="MODEL/WEIGHTS"):
-        encoder("open_clip:ViT-B-32", ITEMS)
-    with pytest.raises(ConfigError, match="open_clip model"):
-        encoder("open_clip:no-such-model/openai", ITEMS)
-    with pytest.raises(ConfigError, match="laion2b_s34b_b79k"):
-        encoder("open_clip:ViT-B-32/no-such-weights", ITEMS)
+
+def test_without_weights(tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (112, 112 + 2 * i, 3), dtype=np.uint8) for i in range(3)]
+    for i, picture in enumerate(pictures):
+        image.fromarray(picture).save(tmp_path / f"{i}.png")
+    images, items = Images(tmp_path), ITEMS[:3]
+    small = encoder("pixels@size=16", items)(items, images)
+    assert small.shape == (3, 16 * 16 * 3)
+    blocks = pictures[0].reshape(16, 7, 16, 7, 3).mean((1, 3)) / 255
+    np.testing.assert_allclose(small[0], blocks.reshape(-1), atol=1e-6)
+    thumbnails = encoder("thumbnails", items)(items, images)
+    assert thumbnails.shape == (3, 3, 56, 56)
+    assert thumbnails.min() >= 0
+    assert thumbnails.max() <= 1
+    expected = np.asarray(image.fromarray(pictures[2]).resize((58, 56), image.Resampling.BICUBIC))[:, 1:57] / 255
+    np.testing.assert_allclose(thumbnails[2], expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_an_image_is_decoded_once_for_joined_encoders(tmp_path, monkeypatch) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
+    for i in range(3):
+        image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    opened = []
+    real = image.open
+    monkeypatch.setattr(image, "open", lambda path: opened.append(path.name) or real(path))
+    made = encoder("pixels+colour+gabor@vse+gabor@blur", ITEMS)
+    assert made(ITEMS[:3], Images(tmp_path)).shape == (3, 192 + 48 + 192 + 192)
+    assert sorted(opened) == ["0.png", "1.png", "2.png"]
+    assert made.provenance["gabor@blur"]["images"] == [{"blur": {"kernel": 51, "size": 224, "fall": 3.0}}]
+    with pytest.raises(DataError, match="item 'none'; got no image"):
+        made([Item("none", "", "")], Images(tmp_path))

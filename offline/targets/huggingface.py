@@ -59,7 +59,7 @@ def opened(load: Callable[..., Any], name: str, **settings: Any) -> Any:
         ) from error
 
 
-def network(kind: Any, name: str, device: str) -> Any:
+def network(kind: Any, name: str, device: str, **settings: Any) -> Any:
     """Load a network, for use only.
 
     Parameters
@@ -70,13 +70,15 @@ def network(kind: Any, name: str, device: str) -> Any:
         Folder, or name on the hub.
     device : str
         As torch names it.
+    **settings
+        Passed on.
 
     Raises
     ------
     ConfigError
         Nothing of this name; the weights are not all there, and would be random.
     """
-    made, info = opened(kind.from_pretrained, name, output_loading_info=True)
+    made, info = opened(kind.from_pretrained, name, output_loading_info=True, **settings)
     lacking = sorted(info["missing_keys"])
     if lacking and all(key.startswith("pooler.") for key in lacking):
         made.pooler, lacking = None, []  # trained for another end: the class token stands for the pooled output

@@ -85,13 +85,13 @@ def read_rgb(path: Path) -> UInt8:
 
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # a copy: torch warns of arrays it may not write to
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"image {path}", got=str(error), do="check the folder of images") from error
 
 
 def resize(image: UInt8, size: int) -> UInt8:
-    """Shorter side to ``size`` pixels (bicubic), then the middle: what CLIP models and VAEs do first.
+    """Shorter side to ``size`` pixels (bicubic), then the middle; rounded as torchvision does, which CLIP and VAEs use.
 
     Parameters
     ----------
@@ -105,11 +105,11 @@ def resize(image: UInt8, size: int) -> UInt8:
     from PIL import Image
 
     height, width = image.shape[:2]
-    scale = size / min(height, width)
-    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
-    scaled = Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC)
-    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return np.asarray(scaled.crop((left, top, left + size, top + size)))
+    shorter = min(height, width)
+    wide, high = size * width // shorter, size * height // shorter
+    scaled = Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    return np.array(scaled.crop((left, top, left + size, top + size)))
 
 
 def thumbnail(path: Path, size: int) -> bytes:

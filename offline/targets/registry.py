@@ -45,9 +45,9 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
-    "pixels": Kind(lambda what, options, items, device: pixels(options), options=Size),
     "colour": Kind(lambda what, options, items, device: Function(features.colour)),
     "gabor": Kind(lambda what, options, items, device: Function(features.gabor)),
+    "pixels": Kind(lambda what, options, items, device: pixels(options), options=Size),
     "thumbnails": Kind(lambda what, options, items, device: Thumbnails(options), options=ThumbnailSize),
     "attributes": Kind(lambda what, options, items, device: Attributes(), sees=False),
     "classes": Kind(lambda what, options, items, device: OneHot(items), sees=False),

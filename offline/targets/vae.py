@@ -52,7 +52,7 @@ class Vae:
         except ImportError as error:
             raise missing("diffusers", "generate") from error
         self.name, self._size, self._device = f"vae:{name}", options.size, device
-        self._network = network(AutoencoderKL, name, device)
+        self._network = network(AutoencoderKL, name, device, low_cpu_mem_usage=False)  # needs no accelerate
         factor = 2 ** (len(self._network.config.block_out_channels) - 1)
         if options.size < factor or options.size % factor:
             raise ConfigError(f"size for {self.name}", got=options.size, allowed=f"multiples of {factor}")
