@@ -61,7 +61,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole live side: one table per part. ``bundle`` and ``record`` (what to write) are relative to the config."""
+    """The whole live side: one table per part.
+
+    ``bundle``, ``record`` (what to write), ``feed.keys`` and ``engine.cache`` are relative to the config's folder.
+    """
 
     bundle: str = ""
     record: str = ""
@@ -84,9 +87,10 @@ def load(path: Path | None) -> Config:
     if path is None:
         return Config()
     fields = read_toml(path)
-    for key in ("bundle", "record"):
-        if isinstance(fields.get(key), str) and fields[key]:
-            fields[key] = str(path.parent / fields[key])
+    feed, engine = fields.get("feed"), fields.get("engine")
+    for table, key in ((fields, "bundle"), (fields, "record"), (feed, "keys"), (engine, "cache")):
+        if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
+            table[key] = str(path.parent / table[key])
     return convert(fields, Config, f"config {path}")
 
 

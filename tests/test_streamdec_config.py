@@ -30,6 +30,13 @@ def test_shipped_configs_load() -> None:
         assert Path(config.bundle).parent == path.parent
 
 
+def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
+    text = 'bundle = "b.zip"\nrecord = "/out/session.xdf"\n[feed]\nkeys = "keys"\n[engine]\ncache = "compiled"\n'
+    config = load(write(tmp_path, text))
+    assert (config.bundle, config.record) == (str(tmp_path / "b.zip"), "/out/session.xdf")
+    assert (config.feed.keys, config.engine.cache) == (str(tmp_path / "keys"), str(tmp_path / "compiled"))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
