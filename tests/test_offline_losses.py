@@ -385,6 +385,19 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
             torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_autocast_costs_no_digits() -> None:
+    a, b, c = (rows(i, 30, 8).detach().float() for i in range(3))
+    for loss in (
+        lambda: symmetric_info_nce(a, b, 100.0),
+        lambda: softened_info_nce(a, b, c, 100.0),
+        lambda: semantic_guidance(a, b, c, 100.0),
+        lambda: representational_similarity(a, b) + orthogonality(b, c),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = loss()
+        torch.testing.assert_close(cast, loss())
+
+
 def test_inputs_are_not_changed() -> None:
     inputs = [rows(i).detach() for i in range(3)]
     before = [tensor.clone() for tensor in inputs]

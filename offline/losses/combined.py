@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from .contrastive import symmetric_info_nce
+from .contrastive import inner_products, symmetric_info_nce
 
 
 def atm_retrieval(
@@ -56,7 +56,7 @@ def representational_similarity(tokens: Tensor, targets: Tensor) -> Tensor:
 
 def orthogonality(high: Tensor, low: Tensor) -> Tensor:
     """Frobenius norm of ``high @ low.T`` (CLIP-MUSED): both tokens of an epoch should say different things. -> ()."""
-    norm: Tensor = torch.linalg.matrix_norm(high @ low.T)
+    norm: Tensor = torch.linalg.matrix_norm(inner_products(high, low))
     return norm
 
 
@@ -106,4 +106,4 @@ def thought2text(embeddings: Tensor, targets: Tensor, logits: Tensor, label: Ten
 
 def _cosines(rows: Tensor) -> Tensor:
     rows = nnf.normalize(rows, dim=1)
-    return rows @ rows.T
+    return inner_products(rows, rows)

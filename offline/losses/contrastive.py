@@ -127,7 +127,7 @@ def softened_info_nce(
     with torch.no_grad():
         u = nnf.normalize(frozen, dim=1)
         others = positives == 0
-        likeness = (u @ u.T / temperature).masked_fill(~others, -torch.inf).softmax(1)
+        likeness = (inner_products(u, u) / temperature).masked_fill(~others, -torch.inf).softmax(1)
         # A row whose batch shows no other item has nothing to share with.
         likeness = torch.where(others.any(1, keepdim=True), likeness, positives)
     return _both_ways(logits, (1 - alpha) * positives + alpha * likeness)
@@ -170,7 +170,13 @@ def semantic_guidance(
 
 def _logits(queries: Tensor, targets: Tensor, logit_scale: float | Tensor, normalise_queries: bool) -> Tensor:
     queries = nnf.normalize(queries, dim=1) if normalise_queries else queries
-    return logit_scale * queries @ nnf.normalize(targets, dim=1).T
+    return inner_products(logit_scale * queries, nnf.normalize(targets, dim=1))
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """(A, D), (B, D) -> (A, B), with float32's digits in autocast too: from 8 to 16 bfloat16 has steps of 1/16."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.to(torch.promote_types(a.dtype, torch.float32)) @ b.to(torch.promote_types(b.dtype, torch.float32)).T
 
 
 def _positives(logits: Tensor, item: Tensor) -> Tensor:
