@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -90,15 +92,18 @@ class Transformer(nn.Module):
 
 
 class Atms(nn.Module):
-    """ATM-S without its head."""
+    """ATM-S; ``rows`` of the subjects' tokens, else the shared one, which is the last."""
 
     def __init__(self, ours: ATMS) -> None:
         super().__init__()
         self.subjects = nn.Embedding.from_pretrained(ours.subjects.weight.detach().clone(), freeze=False)
         self.transformer, self.encoder = Transformer(ours.transformer), tsconv(ours.encoder)
+        self.head = copy.deepcopy(ours.head)
 
-    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        return self.encoder(self.transformer(x, self.subjects(rows))[:, 1:])
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            rows = torch.full((len(x),), self.subjects.num_embeddings - 1)
+        return self.head(self.encoder(self.transformer(x, self.subjects(rows))[:, 1:]))
 
 
 def take(ours: nn.Module, theirs: nn.Sequential) -> nn.Sequential:
