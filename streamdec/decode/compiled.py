@@ -62,7 +62,7 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def cache_folder(chosen: str = "") -> Path:
     """Where engines are kept: ``chosen``, or "streamdec/engines" in the user's cache folder."""
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamdec" / "engines"
 
 
