@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
+from safetensors import SafetensorError
 
 from streamdec.errors import ConfigError
 from streamdec.types import Float32
@@ -51,9 +52,9 @@ def opened(load: Callable[..., Any], name: str, **settings: Any) -> Any:
     """
     try:
         return load(name, **settings)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().partition("\n")[0]
-        do = f"without a network, run 'hf download {name}' elsewhere and name the folder it gave instead"
+        do = f"without a network, run 'hf download {name} --local-dir FOLDER' elsewhere, bring FOLDER here and name it"
         raise ConfigError(
             f"model {name}", got=first, do="look into the folder" if Path(name).is_dir() else do
         ) from error

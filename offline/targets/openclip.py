@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError  # nothing is unpickled here: torch raises it of files that are not weights
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from safetensors import SafetensorError
 
 from streamdec.errors import ConfigError
 from streamdec.types import Float32
@@ -102,7 +104,7 @@ def load(model: str, weights: str, file: str = "", device: str = "cpu") -> Loade
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network, _, transform = open_clip.create_model_and_transforms(model, device=device, **settings)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(f"weights {local} of {model}", got=str(error), do=_where(tag, model, weights)) from error
     return Loaded(
         network.eval().requires_grad_(False),
