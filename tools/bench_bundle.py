@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from offline.methods.network import Shapes, to_onnx
+from offline.methods.network import NetworkEncoder, Shapes, _Standardised
 from offline.methods.nice import NiceLearner, NiceSettings
 from streamdec.decode import bundle
 from streamdec.decode.gallery import Gallery
@@ -24,7 +25,11 @@ def nice_bundle(
     signal = Signal(ch_names, sfreq, -0.2, 0.799 if sfreq == 1000 else 0.8 - 1 / sfreq, steps=steps)
     shape = (len(ch_names), 250)
     shapes = Shapes(epochs=shape, targets={"image": (dim,)}, subjects=(), n_concepts=n_gallery, kind="stimulus")
-    model = to_onnx(NiceLearner(NiceSettings(), shapes).folded(-1), shape)
+    settings = NiceSettings()
+    encoder = NetworkEncoder(_Standardised(NiceLearner(settings, shapes), shapes), settings, shapes)
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.save(Path(folder) / "encoder.safetensors")
+        weights = (Path(folder) / "encoder.safetensors").read_bytes()
     head = Head(
         horizon=signal.tmax, encoder="encoder.onnx", shape=shape, dim=dim, calibration=Calibration((1,), (20.0,))
     )
@@ -45,5 +50,5 @@ def nice_bundle(
         evidence="none",
         budgets={"retrieval": 0.05},
     )
-    encoders = {"encoder.onnx": model}
+    encoders = {"encoder.onnx": encoder.to_onnx(), "encoder.safetensors": weights}
     return bundle.write(path, manifest, {}, Gallery(features, ids, ids), encoders)
