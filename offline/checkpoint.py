@@ -2,7 +2,8 @@
 
 A run folder holds ``run.json`` (method, resolved settings, seed, commit, data and target fingerprints),
 ``history.jsonl`` (one line per pass), ``resume.safetensors`` (training state after the last finished pass), and once
-fitted ``encoder.safetensors`` and ``fitted.json``, ``tensorboard/``, and ``evaluations/SUBJECT.json``.
+fitted ``encoder.safetensors`` and ``fitted.json``, ``tensorboard/``, and ``evaluations/SUBJECT.json``,
+``transductive/SUBJECT.json`` and ``time_windows/SUBJECT-MODE.json``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,16 +84,27 @@ class RunFolder:
             It holds another run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / "run.json").exists():
-            started = self.read("run.json", RunMeta)
-            for field in ("method", "settings", "seed", "data", "features"):
-                got, was = getattr(meta, field), getattr(started, field)
-                if got != was:
-                    raise ConfigError(
-                        f"{self.path} holds another run", got=f"{field} {got}", allowed=was, do="name another folder"
-                    )
-            return
-        self.write("run.json", meta)
+        if not self.check(meta):
+            self.write("run.json", meta)
+
+    def check(self, meta: RunMeta) -> bool:
+        """Tell whether it was started; with the same settings, data and seed.
+
+        Raises
+        ------
+        ConfigError
+            It holds another run.
+        """
+        if not (self.path / "run.json").exists():
+            return False
+        started = self.read("run.json", RunMeta)
+        for field in ("method", "settings", "seed", "data", "features"):
+            got, was = getattr(meta, field), getattr(started, field)
+            if got != was:
+                raise ConfigError(
+                    f"{self.path} holds another run", got=f"{field} {got}", allowed=was, do="name another folder"
+                )
+        return True
 
     def write(self, name: str, record: msgspec.Struct) -> None:
         """Write a record as JSON."""
@@ -110,10 +123,10 @@ class RunFolder:
         except (OSError, msgspec.MsgspecError) as error:
             raise DataError(f"{self.path / name}", got=str(error), do="fit it first: streamdec-train fit") from error
 
-    def keep_evaluation(self, subject: str, record: msgspec.Struct) -> None:
-        """Write the evaluation on a subject's test part."""
-        (self.path / "evaluations").mkdir(exist_ok=True)
-        self.write(f"evaluations/{Path(subject).name or 'test'}.json", record)
+    def keep_evaluation(self, name: str, record: msgspec.Struct, kind: str = "evaluations") -> None:
+        """Write a record of the test part ``name``, a subject's, into the folder of its kind."""
+        (self.path / kind).mkdir(exist_ok=True)
+        self.write(f"{kind}/{Path(name).name or 'test'}.json", record)
 
     def log(self, entry: Mapping[str, float]) -> None:
         """Append one line to the history."""
@@ -164,6 +177,7 @@ def replace(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+@cache
 def commit() -> str:
     """Commit of the checkout that runs, with "+" when it is changed; "" outside of one."""
     here = Path(__file__).parent
@@ -179,6 +193,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@cache
 def versions() -> dict[str, str]:
     """Python and the packages that compute."""
     found = {"python": platform.python_version()}

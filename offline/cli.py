@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from streamdec.config import convert, read_toml
 from streamdec.errors import ConfigError, StreamdecError
 
+from . import prepare_cli
+from .console import line, progress
 from .methods.registry import NAMES, method
 from .targets.registry import NAMES as TARGETS
 
@@ -38,7 +37,6 @@ a first run:
 
 exit codes: 0 done, 1 failed while running, 2 wrong call or config
 """
-_PLAIN_EVERY = 5.0  # seconds between lines in a log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,29 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    prepare = commands.add_parser("prepare", help="a data set -> epochs as the live chain gives them")
-    sets = prepare.add_subparsers(required=True, metavar="DATASET")
-    things = sets.add_parser("things_eeg2", help="THINGS-EEG2, raw layout")
-    things.add_argument("root", type=Path, help="folder above raw_data/ and image_set/")
-    things.add_argument("out", type=Path, help="new folder for the prepared store")
-    things.add_argument("--subject", default="sub-01", help="default: sub-01")
-    things.add_argument(
-        "--config", type=Path, help="TOML, see configs/data/things_eeg2.toml; default: the published recipe"
-    )
-    things.add_argument(
-        "--whitener",
-        choices=("pooled", "session"),
-        help="pooled (default): one for all sessions, can run live; session: one each, as published, offline only",
-    )
-    things.set_defaults(run=_prepare_things)
-    recording = sets.add_parser("recording", help="any recording and a table: marker -> image or class")
-    recording.add_argument("recording", type=Path, help="XDF, or what mne reads")
-    recording.add_argument("table", type=Path, help=".tsv or .csv: columns marker, and image or label")
-    recording.add_argument("out", type=Path, help="new folder for the prepared store")
-    recording.add_argument("--config", type=Path, required=True, help="TOML, see configs/data/recording.toml")
-    recording.add_argument("--train", type=_stretch, metavar="FROM:TO", help="fraction of the recording, such as 0:0.5")
-    recording.add_argument("--test", type=_stretch, metavar="FROM:TO", help="fraction of the recording, such as 0.5:1")
-    recording.set_defaults(run=_prepare_recording)
+    prepare_cli.add(commands)
 
     features = commands.add_parser("features", help="what EEG is aligned to, for the stimuli of a store")
     features.add_argument("prepared", type=Path)
@@ -130,7 +106,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="figures of a run on its test part")
     evaluate.add_argument("fitted", metavar="run", type=Path)
     evaluate.add_argument("--prepared", type=Path, help="another store whose test part is used")
+    evaluate.add_argument(
+        "--centres",
+        type=_roles,
+        metavar="[ROLE=]FEATURES[,...]",
+        help="also against class centres: features of a folder of images, one folder per concept",
+    )
+    evaluate.add_argument(
+        "--windows",
+        choices=("masked", "retrained"),
+        help="also over time windows: the epochs blanked outside, or the method fitted anew for each",
+    )
+    evaluate.add_argument("--transductive", action="store_true", help="also with all queries at once; kept apart")
+    evaluate.add_argument("--device", default="cpu", help="to retrain on: cpu (default), cuda, ...")
     evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="tables and figures of runs, as one HTML file")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_OR_FOLDER", help="runs, or folders of them")
+    report.add_argument("--out", type=Path, required=True, metavar="REPORT.html")
+    report.add_argument("--markdown", action="store_true", help="Markdown beside it too, its figures in a folder")
+    report.add_argument(
+        "--categories", type=Path, help="table of concepts, one column with category in its name: .tsv or .csv"
+    )
+    report.set_defaults(run=_report)
 
     export = commands.add_parser("export", help="a run -> a bundle that streamdec serve loads")
     export.add_argument(
@@ -157,50 +155,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare_things(args: argparse.Namespace, out: Console, err: Console) -> None:
-    from .data.prepare import Recipe, prepare
-    from .data.things_eeg2 import RECIPE, ThingsEeg2
-
-    recipe = convert(read_toml(args.config), Recipe, f"config {args.config}") if args.config else RECIPE
-    if args.whitener:
-        recipe = msgspec.structs.replace(recipe, whitener=args.whitener)
-    source = ThingsEeg2(args.root, args.subject, recipe)
-    with _progress(err) as report:
-        meta = prepare(source, recipe.whitener, args.out, report)
-    _say_prepared(out, args.out, meta)
-
-
-def _prepare_recording(args: argparse.Namespace, out: Console, err: Console) -> None:
-    from .data.prepare import prepare
-    from .data.recording import RecordingSettings, RecordingSource
-
-    settings = convert(read_toml(args.config), RecordingSettings, f"config {args.config}")
-    parts: dict[PartName, tuple[float, float]] = {}
-    if args.train or not args.test:
-        parts["train"] = args.train or (0.0, 1.0)
-    if args.test:
-        parts["test"] = args.test
-    with _progress(err) as report:
-        report(f"playing {args.recording}")
-        source = RecordingSource(args.recording, args.table, settings, parts)
-        meta = prepare(source, settings.recipe.whitener, args.out, report)
-    _say_prepared(out, args.out, meta)
-
-
-def _say_prepared(out: Console, path: Path, meta: Meta) -> None:
-    from .data.store import Prepared
-
-    prepared = Prepared(path)
-    for name, items in meta.items.items():
-        n = len(prepared.part(name).epochs)
-        what = "stimuli" if meta.kind == "stimulus" else "classes"
-        _line(
-            out, f"{path} {name}: {n} epochs of {len(items)} {what}, {meta.shape[0]} channels x {meta.shape[1]} samples"
-        )
-    if meta.offline_only:
-        _line(out, f"offline only: {meta.offline_only}")
-
-
 def _features(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .data.store import Prepared
     from .targets.registry import encoder
@@ -208,10 +162,10 @@ def _features(args: argparse.Namespace, out: Console, err: Console) -> None:
 
     meta = Prepared(args.prepared).meta
     items = [item for part in meta.items.values() for item in part]
-    with _progress(err) as report:
+    with progress(err) as report:
         chosen = encoder(args.encoder, items, args.device)
         made = compute(chosen, items, Path(meta.images), args.out, report, args.batch)
-    _line(out, f"{args.out}: {made.encoder}, {len(made.ids)} rows")
+    line(out, f"{args.out}: {made.encoder}, {len(made.ids)} rows")
 
 
 def _captions(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -220,10 +174,10 @@ def _captions(args: argparse.Namespace, out: Console, err: Console) -> None:
 
     meta = Prepared(args.prepared).meta
     items = [item for part in meta.items.values() for item in part]
-    with _progress(err) as report:
+    with progress(err) as report:
         captioner = Captioner(args.model, args.prompt, device=args.device)
         n = write(captioner, items, Path(meta.images), args.out, report, args.batch)
-    _line(out, f"{args.out}: {n} captions by {args.model}")
+    line(out, f"{args.out}: {n} captions by {args.model}")
 
 
 def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -233,7 +187,7 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
 
     chosen = method(args.method)
     settings = convert(read_toml(args.config) if args.config else {}, chosen.settings, f"config {args.config}")
-    with _progress(err) as report:
+    with progress(err) as report:
         fit(
             chosen,
             settings,
@@ -246,18 +200,48 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
         )
     _, _, fitted, _ = open_run(args.out)
     notes = ", ".join(f"{key} {value:.4g}" for key, value in fitted.notes.items())
-    _line(out, f"{args.out}: {chosen.name}, {notes}")
+    line(out, f"{args.out}: {chosen.name}, {notes}")
 
 
 def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .checkpoint import RunFolder
     from .data.store import Prepared
-    from .experiment import evaluate_run
+    from .experiment import evaluate_run, open_test
+    from .targets.store import Targets
 
     prepared = Prepared(args.prepared) if args.prepared else None
-    evaluation = evaluate_run(args.fitted, prepared)
-    RunFolder(args.fitted).keep_evaluation(evaluation.subject, evaluation)
+    centres = {role: Targets(path) for role, path in args.centres.items()} if args.centres else None
+    evaluation = evaluate_run(args.fitted, prepared, centres=centres)
+    run = RunFolder(args.fitted)
+    run.keep_evaluation(evaluation.subject, evaluation)
     _show(out, evaluation)
+    if args.windows:
+        from .windows import time_windows
+
+        with progress(err) as report:
+            found = time_windows(args.fitted, prepared, args.windows, device=args.device, report=report)
+        run.keep_evaluation(f"{evaluation.subject}-{args.windows}", found, "time_windows")
+        for row in (*found.growing, *found.shrinking):
+            line(out, f"{1000 * row.start:.0f} to {1000 * row.stop:.0f} ms: top-1 {100 * row.averaged.top1:.2f} %")
+    if args.transductive:
+        from .transductive import transductive
+
+        test = open_test(args.fitted, prepared)
+        means, shown, least = test.averaged()
+        record = transductive(test.about, test.encode(means), test.gallery, shown, least)
+        run.keep_evaluation(evaluation.subject, record, "transductive")
+        for name in ("csls", "sinkhorn", "whitened"):
+            line(out, f"transductive, {name}: top-1 {100 * getattr(record, name).top1:.2f} %")
+
+
+def _report(args: argparse.Namespace, out: Console, err: Console) -> None:
+    try:
+        from .report.write import report
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed", do="pip install 'streamdec[report]'") from error
+    with progress(err) as say:
+        gathered = report(args.runs, args.out, markdown=args.markdown, categories=args.categories, say=say)
+    line(out, f"{args.out}: {len(gathered.runs)} runs")
 
 
 def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -265,7 +249,7 @@ def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .export import export
 
     for parity in export(args.fitted, args.out, Prepared(args.prepared) if args.prepared else None):
-        _line(
+        line(
             out,
             f"{args.out}: {parity.encoder} agrees with the trained encoder on {parity.n_epochs} epochs, "
             f"error {parity.max_abs_error:.2g}",
@@ -286,13 +270,13 @@ def _compile(args: argparse.Namespace, out: Console, err: Console) -> None:
         Wanted(args.engine, device, args.max_batch),
         cache_folder(args.cache),
         Prepared(args.prepared) if args.prepared else None,
-        lambda line, done=0, total=0: _line(err, line),
+        lambda line, done=0, total=0: line(err, line),
     )
     for build in builds:
         agreed = build.parity
         epochs = f"{agreed.n_epochs} {'made-up' if build.made_up else 'real'} epochs"
-        _line(out, f"{agreed.encoder}: {agreed.engine}, as ONNX on {epochs}, error {agreed.max_abs_error:.2g}")
-    _line(out, f'serve it with engine.kind = "{args.engine}" and engine.device = "{device}" in the config')
+        line(out, f"{agreed.encoder}: {agreed.engine}, as ONNX on {epochs}, error {agreed.max_abs_error:.2g}")
+    line(out, f'serve it with engine.kind = "{args.engine}" and engine.device = "{device}" in the config')
 
 
 def _show(out: Console, evaluation: Evaluation) -> None:
@@ -306,11 +290,15 @@ def _show(out: Console, evaluation: Evaluation) -> None:
     out.print(table)
     shown = evaluation.averaged or evaluation.single
     ways = ", ".join(f"{k}-way {100 * share:.1f} %" for k, share in shown.k_way.items())
-    _line(out, f"gallery: {shown.n_candidates} of kind {shown.gallery}, chance {100 * shown.chance:.2g} %; {ways}")
+    line(out, f"gallery: {shown.n_candidates} of kind {shown.gallery}, chance {100 * shown.chance:.2g} %; {ways}")
+    if evaluation.class_centre:
+        centre = evaluation.class_centre
+        shares = f"top-1 {100 * centre.top1:.2f} %, top-5 {100 * centre.top5:.2f} %"
+        line(out, f"against {centre.n_candidates} class centres: {shares}")
     for label, value in evaluation.auc.items():
-        _line(out, f"single-epoch AUC of {label}: {value:.4f}")
+        line(out, f"single-epoch AUC of {label}: {value:.4f}")
     if evaluation.offline_only:
-        _line(out, f"offline only: {evaluation.offline_only}")
+        line(out, f"offline only: {evaluation.offline_only}")
 
 
 def _cells(row: Retrieval) -> tuple[str, ...]:
@@ -323,61 +311,6 @@ def _cells(row: Retrieval) -> tuple[str, ...]:
         f"{row.median_rank:g}",
         f"{row.mean_average_precision:.4f}",
     )
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(err: Console) -> Iterator[Report]:
-    """Show a bar on a terminal; in a log a line now and then, and the last one."""
-    if not err.is_terminal:
-        due = -_PLAIN_EVERY
-
-        def say(line: str, done: int = 0, total: int = 0) -> None:
-            nonlocal due
-            now = time.monotonic()
-            if now >= due or not total or done == total:
-                due = now + _PLAIN_EVERY
-                _line(err, line)
-
-        yield say
-        return
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(line: str, done: int = 0, total: int = 0) -> None:
-            bar.update(task, description=line, completed=done, total=total or None)
-
-        yield show
-
-
-def _paths(text: str) -> list[Path]:
-    return [Path(path) for path in text.split(",")]
-
-
-def _roles(text: str) -> dict[str, Path]:
-    """ROLE=FOLDER,... as a dictionary; a folder without a role is the image features."""
-    pairs = [part.rpartition("=") for part in text.split(",")]
-    roles = {role or "image": Path(path) for role, _, path in pairs}
-    if len(roles) < len(pairs):
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: each role once")
-    return roles
-
-
-def _stretch(text: str) -> tuple[float, float]:
-    start, _, stop = text.partition(":")
-    try:
-        return float(start), float(stop)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: FROM:TO, such as 0:0.5") from None
 
 
 if __name__ == "__main__":

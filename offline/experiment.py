@@ -223,7 +223,15 @@ class Opened(msgspec.Struct, frozen=True, eq=False):
         return self.encoder(epochs, self.about.subject)
 
     def averaged(self) -> tuple[Float32, Int64, int]:
-        """Mean epochs of the items that were shown, their candidates, and the least repetitions behind one."""
+        """Mean epochs of the stimuli that were shown, their candidates, and the least repetitions behind one.
+
+        Raises
+        ------
+        DataError
+            The items are classes, whose epochs are not repetitions.
+        """
+        if self.prepared.meta.kind == "class":
+            raise DataError(f"mean epochs of {self.prepared.path}", got="classes", allowed="stimuli")
         epochs_of = self.part.of_item()
         shown = np.array([i for i, indices in enumerate(epochs_of) if len(indices)], np.int64)
         least = min(len(epochs_of[i]) for i in shown)

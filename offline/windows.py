@@ -113,7 +113,7 @@ def time_windows(
     Parameters
     ----------
     path : Path
-        Run folder. ``retrained`` makes runs below its ``windows/``; a killed call goes on there.
+        Run folder. ``retrained`` makes runs below its ``retrained/``; a killed call goes on there.
     prepared : Prepared, optional
         As in :func:`.experiment.open_test`.
     mode : {"masked", "retrained"}
@@ -152,7 +152,7 @@ def time_windows(
 def _retrained(path: Path, prepared: Prepared | None, start: float, stop: float, device: str) -> Retrieval:
     meta = RunFolder(path).read("run.json", RunMeta)
     chosen = method_named(meta.method)
-    out = path / "windows" / f"{1000 * start:.0f}-{1000 * stop:.0f}"
+    out = path / "retrained" / f"{1000 * start:.0f}-{1000 * stop:.0f}"
     stores = [Windowed(Path(store), start, stop) for store in meta.prepared]
     settings = msgspec.convert(meta.settings, chosen.settings)
     fit(chosen, settings, stores, targets_of(meta), out, seed=meta.seed, device=device)

@@ -65,7 +65,7 @@ def test_response_is_found_where_it_is(late, mode: str) -> None:
 def test_a_windowed_store_is_another_one(late) -> None:
     windowed = windows.Windowed(late.parent / "store", 0.0, 0.1)
     assert windowed.meta.fingerprint != Prepared(late.parent / "store").meta.fingerprint
-    run = RunFolder(late / "windows" / "0-100")
+    run = RunFolder(late / "retrained" / "0-100")
     windows.time_windows(late, mode="retrained")
     before = run.encoder.stat().st_mtime_ns
     windows.time_windows(late, mode="retrained")

@@ -1,0 +1,264 @@
+"""Figures as tables. Percentages; where runs are summarised, as :mod:`..summary` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ..evaluate import Evaluation, Retrieval
+from ..summary import Mean, summarise
+from .gather import DataSet, Entry, Variant
+from .page import Column, Table
+from .published import N_CANDIDATES, Published, published
+
+PROTOCOLS = {"intra": "intra-subject", "left_out": "subject left out"}
+_HOW = "Mean over subjects ± SD over subjects, in brackets the SD of that mean over seeds; – where there are too few."
+_NONE = "–"
+
+
+def of(entries: Iterable[Entry], figure: Callable[[Retrieval], float]) -> Mean | None:
+    """Summarise a figure of the averaged queries; None without entries."""
+    return over(entries, lambda evaluation: figure(_averaged(evaluation)))
+
+
+def over(entries: Iterable[Entry], figure: Callable[[Evaluation], float]) -> Mean | None:
+    """Summarise a figure of the evaluations; None without entries."""
+    values = {(e.evaluation.subject, e.evaluation.seed): figure(e.evaluation) for e in entries}
+    return summarise(values) if values else None
+
+
+def percent(mean: Mean | None) -> str:
+    """``48.1 ± 3.2 (0.8)``."""
+    if mean is None:
+        return _NONE
+    subjects = _NONE if mean.over_subjects is None else f"{100 * mean.over_subjects:.1f}"
+    seeds = _NONE if mean.over_seeds is None else f"{100 * mean.over_seeds:.1f}"
+    return f"{100 * mean.value:.1f} ± {subjects} ({seeds})"
+
+
+def results(data: DataSet) -> Table:
+    """Top-1 and top-5 of every method, on real data beside its published figures."""
+    columns: list[tuple[str, Column]] = [("method", "text")]
+    protocols = data.protocols()
+    columns += [(f"{PROTOCOLS[name]}, top-{k} %", "number") for name in protocols for k in (1, 5)]
+    columns += [("subjects × seeds", "number"), ("repetitions", "number"), ("candidates", "number")]
+    beside = {} if data.simulated else published(data.name)
+    if beside:
+        columns += [(f"published, {PROTOCOLS[name]}, top-1 / top-5 %", "number") for name in protocols]
+    rows = []
+    for base in data.bases():
+        row = [base.title]
+        for name in protocols:
+            row += [percent(of(base.of(name), figure)) for figure in (_top1, _top5)]
+        shown = [_averaged(entry.evaluation) for entry in base.entries]
+        row += [_grid(base), _range(r.repetitions for r in shown), _range(r.n_candidates for r in shown)]
+        if beside:
+            comparable = all(r.n_candidates == N_CANDIDATES for r in shown)
+            row += [_theirs(beside.get(base.method) if comparable else None, name) for name in protocols]
+        rows.append(tuple(row))
+    chance = _range(f"{100 / _averaged(e.evaluation).n_candidates:.2g}" for v in data.variants for e in v.entries)
+    caption = f"{_HOW} All repetitions averaged into each query, gallery of stimuli; chance of top-1 {chance} %."
+    if data.simulated:
+        caption = f"Simulated data: not comparable with any published figure. {caption}"
+    elif beside:
+        caption += (
+            " Published figures are other programs', of 200 candidates, and stand beside no other number of them."
+        )
+    return Table(tuple(columns), tuple(rows), caption)
+
+
+def literature(data: DataSet) -> Table | None:
+    """Where the published figures come from, and how they were obtained."""
+    rows = [] if data.simulated else list(published(data.name).values())
+    if not rows:
+        return None
+    return Table(
+        (
+            ("published", "text"),
+            ("intra-subject %", "number"),
+            ("subject left out %", "number"),
+            ("source", "text"),
+            ("how", "text"),
+        ),
+        tuple((row.name, _theirs(row, "intra"), _theirs(row, "left_out"), row.source, row.how) for row in rows),
+        "Top-1 / top-5 as published, means over subjects, 200 candidates.",
+    )
+
+
+def subjects(data: DataSet, protocol: str) -> Table | None:
+    """Top-1 of every subject, mean over seeds."""
+    chosen = [variant for variant in data.bases() if variant.of(protocol)]
+    names = sorted({entry.evaluation.subject for variant in chosen for entry in variant.of(protocol)})
+    if len(names) < 2:
+        return None
+    rows = []
+    for variant in chosen:
+        of_subject = [[e for e in variant.of(protocol) if e.evaluation.subject == name] for name in names]
+        means = [of(entries, _top1) for entries in of_subject]
+        rows.append((variant.title, *(f"{100 * mean.value:.1f}" if mean else _NONE for mean in means)))
+    columns: list[tuple[str, Column]] = [("method", "text"), *((name, "number") for name in names)]
+    return Table(tuple(columns), tuple(rows), f"Top-1 in % of each subject, {PROTOCOLS[protocol]}, mean over seeds.")
+
+
+def ranks(data: DataSet) -> Table:
+    """Median rank, mAP and k-way of every variant."""
+    ways = sorted({int(k) for v in data.variants for e in v.entries for k in _averaged(e.evaluation).k_way})
+    columns: list[tuple[str, Column]] = [("method", "text"), ("protocol", "text"), ("median rank", "number")]
+    columns += [("mAP", "number"), *((f"{k}-way %", "number") for k in ways)]
+    rows = []
+    for variant in data.variants:
+        for name in data.protocols():
+            entries = variant.of(name)
+            if not entries:
+                continue
+            rank, precision = of(entries, lambda r: r.median_rank), of(entries, lambda r: r.mean_average_precision)
+            assert rank is not None
+            assert precision is not None
+            cells = [variant.title, PROTOCOLS[name], f"{rank.value:.1f}", f"{precision.value:.3f}"]
+            for k in ways:
+                mean = of(entries, lambda r, k=k: r.k_way.get(str(k), np.nan))  # type: ignore[misc]
+                cells.append(_NONE if mean is None or np.isnan(mean.value) else f"{100 * mean.value:.1f}")
+            rows.append(tuple(cells))
+    caption = "Means over subjects. k-way: expected top-1 among the own candidate and k - 1 drawn ones, in closed form."
+    return Table(tuple(columns), tuple(rows), caption)
+
+
+def class_centres(data: DataSet) -> Table | None:
+    """Top-1 and top-5 against class centres, where they were evaluated."""
+    rows = []
+    for variant in data.variants:
+        for name in data.protocols():
+            entries = [entry for entry in variant.of(name) if entry.evaluation.class_centre]
+            if entries:
+                figures = [over(entries, lambda e, f=f: f(_centre(e))) for f in (_top1, _top5)]  # type: ignore[misc]
+                n = _range(_centre(entry.evaluation).n_candidates for entry in entries)
+                rows.append((variant.title, PROTOCOLS[name], *map(percent, figures), n))
+    columns: tuple[tuple[str, Column], ...] = (
+        ("method", "text"),
+        ("protocol", "text"),
+        ("top-1 %", "number"),
+        ("top-5 %", "number"),
+        ("candidates", "number"),
+    )
+    caption = (
+        f"{_HOW} Candidates are the means of other images of the concepts: another task than finding the stimulus."
+    )
+    return Table(columns, tuple(rows), caption) if rows else None
+
+
+def transductive(data: DataSet) -> Table | None:
+    """Top-1 with the help of the whole test set, apart from all other figures."""
+    rows = []
+    for variant in data.variants:
+        for name in data.protocols():
+            found = {
+                (record.subject, record.seed): record
+                for run in variant.runs()
+                for record in run.transductive
+                if record.protocol == name and record.dataset == data.name
+            }
+            if found:
+                kinds = ("alone", "csls", "sinkhorn", "whitened")
+                cells = [summarise({k: getattr(r, kind).top1 for k, r in found.items()}) for kind in kinds]
+                rows.append((variant.title, PROTOCOLS[name], *map(percent, cells)))
+    columns: tuple[tuple[str, Column], ...] = (
+        ("method", "text"),
+        ("protocol", "text"),
+        ("each query alone, top-1 %", "number"),
+        ("CSLS", "number"),
+        ("Sinkhorn", "number"),
+        ("whitened", "number"),
+    )
+    caption = f"{_HOW} Transductive: computed from all test queries together, which no live decoder has."
+    return Table(columns, tuple(rows), caption) if rows else None
+
+
+def ablations(data: DataSet) -> Table | None:
+    """Every variant of a method that has several, and how far it is from the method itself."""
+    protocols = data.protocols()
+    columns: list[tuple[str, Column]] = [("method", "text"), ("changed", "text")]
+    columns += [(f"{PROTOCOLS[name]}, top-{k} %", "number") for name in protocols for k in (1, 5)]
+    rows: list[tuple[str, ...]] = []
+    bold = []
+    for base in data.bases():
+        family = [variant for variant in data.variants if variant.method == base.method]
+        if len(family) < 2:
+            continue
+        bold.append(len(rows))
+        for variant in family:
+            cells = [variant.method if variant.base else "", "as it is" if variant.base else variant.name]
+            for name in protocols:
+                for figure in (_top1, _top5):
+                    own, usual = of(variant.of(name), figure), of(base.of(name), figure)
+                    cells.append(_against(own, None if variant.base else usual))
+            cells.append(_grid(variant))
+            rows.append(tuple(cells))
+    columns.append(("subjects × seeds", "number"))
+    caption = "Means over subjects; in brackets the difference from the method as it is, in points."
+    return Table(tuple(columns), tuple(rows), caption, tuple(bold)) if rows else None
+
+
+def classes(data: DataSet) -> Table:
+    """Area under the ROC curve and accuracy of single epochs, for data of classes."""
+    rows = []
+    for variant in data.variants:
+        for name in data.protocols():
+            entries = variant.of(name)
+            if entries:
+                mean = over(entries, lambda e: float(np.mean(list(e.auc.values()))))
+                hits = over(entries, lambda e: e.single.top1)
+                assert mean is not None
+                spread = _NONE if mean.over_subjects is None else f"{mean.over_subjects:.3f}"
+                seeds = _NONE if mean.over_seeds is None else f"{mean.over_seeds:.3f}"
+                auc = f"{mean.value:.3f} ± {spread} ({seeds})"
+                rows.append((variant.title, PROTOCOLS[name], auc, percent(hits), _grid(variant)))
+    columns: tuple[tuple[str, Column], ...] = (
+        ("method", "text"),
+        ("protocol", "text"),
+        ("AUC", "number"),
+        ("accuracy %", "number"),
+        ("subjects × seeds", "number"),
+    )
+    names = sorted({label for v in data.variants for e in v.entries for label in e.evaluation.auc})
+    caption = f"{_HOW} Single epochs; classes: {', '.join(names)}; AUC of each against the others, mean over classes."
+    return Table(columns, tuple(rows), f"Simulated data. {caption}" if data.simulated else caption)
+
+
+def _averaged(evaluation: Evaluation) -> Retrieval:
+    assert evaluation.averaged is not None, "classes have tables of their own"
+    return evaluation.averaged
+
+
+def _centre(evaluation: Evaluation) -> Retrieval:
+    assert evaluation.class_centre is not None
+    return evaluation.class_centre
+
+
+def _top1(retrieval: Retrieval) -> float:
+    return retrieval.top1
+
+
+def _top5(retrieval: Retrieval) -> float:
+    return retrieval.top5
+
+
+def _grid(variant: Variant) -> str:
+    seeds = {entry.evaluation.seed for entry in variant.entries}
+    return f"{len({entry.evaluation.subject for entry in variant.entries})} × {len(seeds)}"
+
+
+def _range(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))
+
+
+def _theirs(row: Published | None, protocol: str) -> str:
+    pair: Sequence[float | None] = (None, None) if row is None else getattr(row, protocol)
+    return " / ".join(_NONE if value is None else f"{value:.1f}" for value in pair) if any(pair) else _NONE
+
+
+def _against(own: Mean | None, usual: Mean | None) -> str:
+    if own is None:
+        return _NONE
+    shown = f"{100 * own.value:.1f}"
+    return f"{shown} ({100 * (own.value - usual.value):+.1f})" if usual else shown
