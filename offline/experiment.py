@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,22 +65,10 @@ def fit(
     DataError
         Stores and features do not fit each other.
     """
-    _check_roles(method, targets)
+    check_roles(method, targets)
     joined = join(stores)
     run = RunFolder(out)
-    run.start(
-        RunMeta(
-            method=method.name,
-            settings=msgspec.json.decode(msgspec.json.encode(settings)),
-            seed=seed,
-            prepared=tuple(str(store.path.resolve()) for store in stores),
-            data=tuple(store.meta.fingerprint for store in stores),
-            targets={role: str(features.path.resolve()) for role, features in targets.items()},
-            features={role: features.meta.fingerprint for role, features in targets.items()},
-            commit=commit(),
-            versions=versions(),
-        )
-    )
+    run.start(describe(method, settings, stores, targets, seed))
     if (out / "fitted.json").exists():
         report("already fitted")
         return run
@@ -93,7 +81,35 @@ def fit(
     return run
 
 
-def _check_roles(method: Method, targets: Mapping[str, Targets]) -> None:
+def describe(
+    method: Method,
+    settings: MethodSettings,
+    stores: Sequence[Prepared],
+    targets: Mapping[str, Targets],
+    seed: int,
+) -> RunMeta:
+    """Say what a run is that is fitted to these."""
+    return RunMeta(
+        method=method.name,
+        settings=msgspec.json.decode(msgspec.json.encode(settings)),
+        seed=seed,
+        prepared=tuple(str(store.path.resolve()) for store in stores),
+        data=tuple(store.meta.fingerprint for store in stores),
+        targets={role: str(features.path.resolve()) for role, features in targets.items()},
+        features={role: features.meta.fingerprint for role, features in targets.items()},
+        commit=commit(),
+        versions=versions(),
+    )
+
+
+def check_roles(method: Method, targets: Collection[str]) -> None:
+    """Refuse roles that a method does not have, and the lack of one that it has.
+
+    Raises
+    ------
+    ConfigError
+        Naming those it has.
+    """
     missing = [role for role in method.roles if role not in targets]
     unknown = [] if method.open_roles else [role for role in targets if role not in method.roles]
     if missing or unknown:
