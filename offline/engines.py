@@ -1,7 +1,8 @@
 """A bundle's encoder, compiled for the machine that serves: AOTInductor anywhere, TensorRT on an NVIDIA GPU.
 
-The trained network is rebuilt from the arrays in the bundle by our own code (a ``torch.export`` file from a stranger
-would not do: loading one falls back to unrestricted pickle and evaluates its shape expressions), and then::
+The trained network is rebuilt from the arrays in the bundle by our own code. A ``torch.export`` file from a stranger
+would not do: where restricted pickle refuses, ``torch.export.load`` goes on with the unrestricted one (seen to run code
+with torch 2.15). Then::
 
     network -> torch.export ---------------------> AOTInductor -> engine.pt2
                             -> torch_tensorrt ---> AOTInductor -> engine.pt2, TensorRT engines in it

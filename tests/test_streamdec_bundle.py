@@ -24,6 +24,7 @@ from streamdec.decode.bundle import Bundle, Manifest
 from streamdec.decode.gallery import Gallery
 from streamdec.decode.manifest import Calibration, Head, Parity
 from streamdec.errors import BundleError
+from streamdec.signal.chain import Chain
 from streamdec.signal.spec import Baseline, Resample, Signal, Standardise, Whiten
 
 PNG, JPG, WEBP = b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff" + bytes(20), b"RIFF\x00\x00\x00\x00WEBP" + bytes(9)
@@ -152,6 +153,29 @@ def test_reads_what_was_written(path: Path) -> None:
     assert "ridge" in repr(b)
 
 
+def test_weights_beside_an_encoder_are_kept_and_verified(tmp_path: Path) -> None:
+    path = write(tmp_path / "b", encoders=ENCODERS | {"encoder.safetensors": b"weights"})
+    b = bundle.read(path)
+    early, final = b.manifest.heads
+    assert b.weights(final) == b"weights"
+    with pytest.raises(BundleError, match=r"no early\.safetensors; export it again"):
+        b.weights(early)
+    (path / "encoder.safetensors").write_bytes(b"Weights")
+    with pytest.raises(BundleError, match=r"encoder\.safetensors; got sha256"):
+        b.weights(final)
+    refuse(path, r"encoder\.safetensors; got sha256")
+
+
+def test_a_head_may_have_arrays_of_its_own(tmp_path: Path) -> None:
+    own = 3 * np.eye(3)
+    b = bundle.read(write(tmp_path / "b", arrays=ARRAYS | {"0.5/whitener": own}))
+    early, final = b.manifest.heads
+    epoch = np.random.default_rng(0).standard_normal((3, 176)).astype(np.float32)
+    whitened, plain = b.chain(early)(epoch), Chain(b.manifest.signal.until(0.5), ARRAYS)(epoch)
+    np.testing.assert_allclose(whitened, 3 * plain, rtol=1e-5, atol=1e-5)
+    assert b.chain(final).shape == Chain(b.manifest.signal, ARRAYS).shape
+
+
 def test_folder_and_zip_hold_the_same_and_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     paths = [write(tmp_path / name) for name in ("one", "two", "one.zip", "two.zip")]
     assert files(paths[0]) == files(paths[1]) == files(paths[2])
@@ -179,6 +203,7 @@ def test_what_exists_is_not_overwritten(path: Path) -> None:
         ({"arrays": ARRAYS | {"mean": np.array([np.nan] * 3)}}, "NaN or infinity"),
         ({"encoders": {"encoder.onnx": b"x"}}, "what the heads name"),
         ({"encoders": ENCODERS | {"../evil.onnx": b"x"}}, "what the heads name"),
+        ({"encoders": ENCODERS | {"more.safetensors": b"x"}}, "what the heads name"),
         ({"gallery": Gallery(np.eye(4), list("abce"), list("abce")), "thumbnails": {}}, "1 or more candidates, 8"),
         ({"gallery": Gallery(np.empty((0, 8)), [], []), "thumbnails": {}}, "1 or more candidates, 8"),
         ({"thumbnails": {"nobody": PNG}}, "ids of the gallery"),

@@ -196,7 +196,7 @@ def write(
     if path.exists():
         raise BundleError(f"bundle {path.name}", got="it exists", do="remove it first, or choose another name")
     wanted = {head.encoder for head in manifest.heads}
-    if not wanted <= encoders.keys() <= wanted | {head.weights for head in manifest.heads}:
+    if not wanted <= encoders.keys() <= wanted | ({head.weights for head in manifest.heads} - {ARRAYS, FEATURES}):
         raise BundleError("encoders", got=sorted(encoders), allowed=f"what the heads name: {sorted(wanted)}")
     entries = [_Candidate(name, label) for name, label in zip(gallery.ids, gallery.labels, strict=True)]
     contents = dict(encoders)
