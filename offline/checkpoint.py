@@ -126,7 +126,11 @@ class RunFolder:
     def keep_evaluation(self, name: str, record: msgspec.Struct, kind: str = "evaluations") -> None:
         """Write a record of the test part ``name``, a subject's, into the folder of its kind."""
         (self.path / kind).mkdir(exist_ok=True)
-        self.write(f"{kind}/{Path(name).name or 'test'}.json", record)
+        self.write(self.evaluation(name, kind), record)
+
+    def evaluation(self, name: str, kind: str = "evaluations") -> str:
+        """Name the file of such a record, below the run."""
+        return f"{kind}/{Path(name).name or 'test'}.json"
 
     def log(self, entry: Mapping[str, float]) -> None:
         """Append one line to the history."""
