@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -16,16 +15,14 @@ from streamdec.config import convert, read_toml
 from streamdec.errors import ConfigError, StreamdecError
 
 from . import prepare_cli
-from .console import line, progress
+from .console import progress, tell
 from .methods.registry import NAMES, method
 from .targets.registry import NAMES as TARGETS
 
 if TYPE_CHECKING:
     from streamdec.decode.engine import Device
 
-    from .data.store import Meta, PartName
     from .evaluate import Evaluation, Retrieval
-    from .progress import Report
 
 _EPILOG = """\
 a first run:
@@ -165,7 +162,7 @@ def _features(args: argparse.Namespace, out: Console, err: Console) -> None:
     with progress(err) as report:
         chosen = encoder(args.encoder, items, args.device)
         made = compute(chosen, items, Path(meta.images), args.out, report, args.batch)
-    line(out, f"{args.out}: {made.encoder}, {len(made.ids)} rows")
+    tell(out, f"{args.out}: {made.encoder}, {len(made.ids)} rows")
 
 
 def _captions(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -177,7 +174,7 @@ def _captions(args: argparse.Namespace, out: Console, err: Console) -> None:
     with progress(err) as report:
         captioner = Captioner(args.model, args.prompt, device=args.device)
         n = write(captioner, items, Path(meta.images), args.out, report, args.batch)
-    line(out, f"{args.out}: {n} captions by {args.model}")
+    tell(out, f"{args.out}: {n} captions by {args.model}")
 
 
 def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -200,7 +197,7 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
         )
     _, _, fitted, _ = open_run(args.out)
     notes = ", ".join(f"{key} {value:.4g}" for key, value in fitted.notes.items())
-    line(out, f"{args.out}: {chosen.name}, {notes}")
+    tell(out, f"{args.out}: {chosen.name}, {notes}")
 
 
 def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -222,7 +219,7 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
             found = time_windows(args.fitted, prepared, args.windows, device=args.device, report=report)
         run.keep_evaluation(f"{evaluation.subject}-{args.windows}", found, "time_windows")
         for row in (*found.growing, *found.shrinking):
-            line(out, f"{1000 * row.start:.0f} to {1000 * row.stop:.0f} ms: top-1 {100 * row.averaged.top1:.2f} %")
+            tell(out, f"{1000 * row.start:.0f} to {1000 * row.stop:.0f} ms: top-1 {100 * row.averaged.top1:.2f} %")
     if args.transductive:
         from .transductive import transductive
 
@@ -231,7 +228,7 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
         record = transductive(test.about, test.encode(means), test.gallery, shown, least)
         run.keep_evaluation(evaluation.subject, record, "transductive")
         for name in ("csls", "sinkhorn", "whitened"):
-            line(out, f"transductive, {name}: top-1 {100 * getattr(record, name).top1:.2f} %")
+            tell(out, f"transductive, {name}: top-1 {100 * getattr(record, name).top1:.2f} %")
 
 
 def _report(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -241,7 +238,7 @@ def _report(args: argparse.Namespace, out: Console, err: Console) -> None:
         raise ConfigError(f"{error.name} is not installed", do="pip install 'streamdec[report]'") from error
     with progress(err) as say:
         gathered = report(args.runs, args.out, markdown=args.markdown, categories=args.categories, say=say)
-    line(out, f"{args.out}: {len(gathered.runs)} runs")
+    tell(out, f"{args.out}: {len(gathered.runs)} runs")
 
 
 def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -249,7 +246,7 @@ def _export(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .export import export
 
     for parity in export(args.fitted, args.out, Prepared(args.prepared) if args.prepared else None):
-        line(
+        tell(
             out,
             f"{args.out}: {parity.encoder} agrees with the trained encoder on {parity.n_epochs} epochs, "
             f"error {parity.max_abs_error:.2g}",
@@ -270,13 +267,13 @@ def _compile(args: argparse.Namespace, out: Console, err: Console) -> None:
         Wanted(args.engine, device, args.max_batch),
         cache_folder(args.cache),
         Prepared(args.prepared) if args.prepared else None,
-        lambda line, done=0, total=0: line(err, line),
+        lambda line, done=0, total=0: tell(err, line),
     )
     for build in builds:
         agreed = build.parity
         epochs = f"{agreed.n_epochs} {'made-up' if build.made_up else 'real'} epochs"
-        line(out, f"{agreed.encoder}: {agreed.engine}, as ONNX on {epochs}, error {agreed.max_abs_error:.2g}")
-    line(out, f'serve it with engine.kind = "{args.engine}" and engine.device = "{device}" in the config')
+        tell(out, f"{agreed.encoder}: {agreed.engine}, as ONNX on {epochs}, error {agreed.max_abs_error:.2g}")
+    tell(out, f'serve it with engine.kind = "{args.engine}" and engine.device = "{device}" in the config')
 
 
 def _show(out: Console, evaluation: Evaluation) -> None:
@@ -290,15 +287,15 @@ def _show(out: Console, evaluation: Evaluation) -> None:
     out.print(table)
     shown = evaluation.averaged or evaluation.single
     ways = ", ".join(f"{k}-way {100 * share:.1f} %" for k, share in shown.k_way.items())
-    line(out, f"gallery: {shown.n_candidates} of kind {shown.gallery}, chance {100 * shown.chance:.2g} %; {ways}")
+    tell(out, f"gallery: {shown.n_candidates} of kind {shown.gallery}, chance {100 * shown.chance:.2g} %; {ways}")
     if evaluation.class_centre:
         centre = evaluation.class_centre
         shares = f"top-1 {100 * centre.top1:.2f} %, top-5 {100 * centre.top5:.2f} %"
-        line(out, f"against {centre.n_candidates} class centres: {shares}")
+        tell(out, f"against {centre.n_candidates} class centres: {shares}")
     for label, value in evaluation.auc.items():
-        line(out, f"single-epoch AUC of {label}: {value:.4f}")
+        tell(out, f"single-epoch AUC of {label}: {value:.4f}")
     if evaluation.offline_only:
-        line(out, f"offline only: {evaluation.offline_only}")
+        tell(out, f"offline only: {evaluation.offline_only}")
 
 
 def _cells(row: Retrieval) -> tuple[str, ...]:
@@ -311,6 +308,19 @@ def _cells(row: Retrieval) -> tuple[str, ...]:
         f"{row.median_rank:g}",
         f"{row.mean_average_precision:.4f}",
     )
+
+
+def _paths(text: str) -> list[Path]:
+    return [Path(path) for path in text.split(",")]
+
+
+def _roles(text: str) -> dict[str, Path]:
+    """ROLE=FOLDER,... as a dictionary; a folder without a role is the image features."""
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    roles = {role or "image": Path(path) for role, _, path in pairs}
+    if len(roles) < len(pairs):
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: each role once")
+    return roles
 
 
 if __name__ == "__main__":

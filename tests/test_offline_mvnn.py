@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offline.data.mvnn import condition_weights, ledoit_wolf, noise_covariance, whitener
+from offline.data.mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
 from streamdec.errors import DataError
 
 
@@ -29,11 +29,27 @@ def epochs() -> np.ndarray:
     return (mixing @ rng.standard_normal((130, 5, 40)) * 3 + 10).astype(np.float32)
 
 
-def test_ledoit_wolf(epochs: np.ndarray) -> None:
+@pytest.mark.parametrize("n_times", [40, 5, 3, 2])
+def test_one_epoch(epochs: np.ndarray, n_times: int) -> None:
+    epochs = epochs[:, :, :n_times]
     before = epochs.copy()
-    expected = np.stack([naive_ledoit_wolf(epoch.T.astype(np.float64)) for epoch in epochs])
-    np.testing.assert_allclose(ledoit_wolf(epochs), expected, rtol=1e-9, atol=1e-9)
+    for epoch in epochs[:20]:
+        expected = naive_ledoit_wolf(epoch.T.astype(np.float64))
+        np.testing.assert_allclose(noise_covariance(epoch[None], np.ones(1)), expected, rtol=1e-9, atol=1e-9)
     assert np.array_equal(epochs, before)
+
+
+@pytest.mark.parametrize("n_repetitions", [2, 20])
+def test_official_covariance_is_over_repetitions_at_each_instant(epochs: np.ndarray, n_repetitions: int) -> None:
+    shown = epochs[:n_repetitions]
+    instants = [naive_ledoit_wolf(shown[:, :, t].astype(np.float64)) for t in range(shown.shape[2])]
+    np.testing.assert_allclose(repetition_covariance(shown), np.mean(instants, axis=0), rtol=1e-9, atol=1e-9)
+
+
+def test_against_scikit_learn(epochs: np.ndarray) -> None:
+    analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    expected = np.mean([analysis._cov(epoch.T.astype(np.float64), shrinkage="auto") for epoch in epochs], axis=0)
+    np.testing.assert_allclose(noise_covariance(epochs, np.full(130, 1 / 130)), expected, rtol=1e-9)
 
 
 def test_noise_covariance_is_the_mean_of_the_conditions_means(epochs: np.ndarray) -> None:
@@ -49,6 +65,6 @@ def test_noise_covariance_is_the_mean_of_the_conditions_means(epochs: np.ndarray
 
 def test_flat_channel_is_refused(epochs: np.ndarray) -> None:
     epochs[:, 2] = 4.0
-    assert np.isfinite(ledoit_wolf(epochs)).all()
+    assert np.isfinite(noise_covariance(epochs, np.ones(130))).all()
     with pytest.raises(DataError, match="flat channel"):
         whitener(noise_covariance(epochs, condition_weights(np.zeros(len(epochs), int))))

@@ -6,9 +6,9 @@ hold, so what an encoder is trained on is what it gets live, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -21,13 +21,21 @@ from streamdec.signal.spec import Filter, Signal, Standardise, Step, Whiten
 from streamdec.types import Float32, Float64
 
 from ..progress import Report, silent
-from .mvnn import condition_weights, noise_covariance, whitener
-from .store import Int64, Item, Meta, PartName, Writer
+from .mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
+from .store import Int64, Item, Meta, PartName, Precision, Writer
 
 _BLOCK = 256  # epochs cut at once: 77 MB of 63 x 1201
 _EVERY = 8  # of the training epochs, for the channels' deviation
 
 _Arrays = dict[str, npt.NDArray[Any]]
+
+
+Whitening: TypeAlias = Literal["pooled", "session", "official"]
+_REASONS: dict[Whitening, str] = {
+    "pooled": "",
+    "session": "each session has a whitener of its own",
+    "official": "each session has a whitener of its own, for which the test part was used too",
+}
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +44,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``ch_names`` in order, empty for the data set's own; ``tmin``..``tmax`` seconds around the onset, both ends
     included; ``filters`` causal, on the stream; ``steps`` on each epoch. The arrays that steps need are fitted on the
     training part. ``whitener`` of a ``whiten`` step: ``pooled`` one for all sessions, which a bundle can hold;
-    ``session`` one for each, as published, which makes the store offline-only.
+    ``session`` one for each, as NICE and UBP have it; ``official`` one for each from training and test part, as the
+    preprocessed THINGS-EEG2 release has it (:mod:`.mvnn` says how). The last two make the store offline-only.
     """
 
     tmin: float
@@ -44,7 +53,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ch_names: tuple[str, ...] = ()
     filters: tuple[Filter, ...] = ()
     steps: tuple[Step, ...] = ()
-    whitener: Literal["pooled", "session"] = "pooled"
+    whitener: Whitening = "pooled"
 
     def signal(self, ch_names: tuple[str, ...], sfreq: float) -> Signal:
         """Name the channels and the rate where the recipe leaves them to the data."""
@@ -54,19 +63,22 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Run(msgspec.Struct, frozen=True, eq=False):
     """One recorded session's share of one part.
 
-    ``item`` (n,) index of each epoch's item; ``position`` (n,) sample of its onset; ``cut(slice)`` the raw epochs (n,
-    n_chans, n_times) float32, microvolt, filtered.
+    ``item`` (n,) index of each epoch's item; ``position`` (n,) sample of its onset; ``cut(index)`` the raw epochs at
+    ``index`` (k,) int64: (k, n_chans, n_times) float32, microvolt, filtered.
     """
 
     part: PartName
     session: int
     item: Int64
     position: Int64
-    cut: Callable[[slice], Float32]
+    cut: Callable[[Int64], Float32]
 
 
 class Source(Protocol):
-    """A data set as :func:`prepare` needs it; attributes as in :class:`.store.Meta`."""
+    """A data set as :func:`prepare` needs it; attributes as in :class:`.store.Meta`.
+
+    ``offline_only`` "" where the live chain gives the same epochs.
+    """
 
     dataset: str
     subject: str
@@ -75,6 +87,7 @@ class Source(Protocol):
     signal: Signal
     images: str
     items: dict[PartName, tuple[Item, ...]]
+    offline_only: str
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,27 +97,31 @@ class Source(Protocol):
         """All runs, in the order they were recorded; asked for several times."""
 
 
-def prepare(source: Source, whitening: Literal["pooled", "session"], out: Path, report: Report = silent) -> Meta:
+def prepare(
+    source: Source, whitening: Whitening, out: Path, report: Report = silent, precision: Precision = "float32"
+) -> Meta:
     """Cut, fit what the chain needs on the training part, and store every epoch as the live chain gives it.
 
     Parameters
     ----------
     source : Source
-    whitening : {"pooled", "session"}
+    whitening : {"pooled", "session", "official"}
         See :class:`Recipe`.
     out : Path
         New folder.
     report : callable
         Told what is being done.
+    precision : {"float32", "float16"}
+        Of the epochs on disk.
 
     Raises
     ------
     ConfigError
         The folder exists.
     DataError
-        There is nothing to store, or a channel is flat.
+        There is nothing to store, a channel is flat, a value is NaN, or the disk is full.
     """
-    fitted = _Fitted(source, whitening == "session")
+    fitted = _Fitted(source, whitening)
     for i, step in enumerate(source.signal.steps):
         if isinstance(step, Whiten | Standardise):
             fitted.fit(i, step, report)
@@ -116,21 +133,23 @@ def prepare(source: Source, whitening: Literal["pooled", "session"], out: Path, 
         signal=source.signal,
         shape=fitted.chain(None).shape,
         channel_sd={},
-        offline_only="each session has a whitener of its own" if fitted.of_session else "",
+        offline_only="; ".join(filter(None, (source.offline_only, _REASONS[whitening] if fitted.of_session else ""))),
         images=source.images,
         config=source.config,
         items=source.items,
     )
     deviations: list[Float64] = []
     counts = dict.fromkeys(source.items, 0)
-    with Writer(out, meta, fitted.arrays) as writer:
+    with Writer(out, meta, fitted.arrays, precision) as writer:
         for run in source.runs():
-            report(f"{run.part} part of session {run.session}: {len(run.item)} epochs")
-            counts[run.part] += len(run.item)
+            line, n = f"{run.part} part of session {run.session}: {len(run.item)} epochs", len(run.item)
+            counts[run.part] += n
             chain = fitted.chain(run.session)
-            for block, raw in _blocks(run):
+            for block in _blocks(n):
+                report(line, int(block[0]), n)
+                raw = run.cut(block)
                 writer.append(run.part, chain(raw), run.item[block], run.session, run.position[block])
-                if run.part == "train":
+                if run.part == "train" and not source.offline_only:
                     deviations += [robust_sd(epoch) for epoch in raw[::_EVERY]]
         for part, n in counts.items():
             if not n:
@@ -144,8 +163,8 @@ def prepare(source: Source, whitening: Literal["pooled", "session"], out: Path, 
 class _Fitted:
     """What the steps need: ``arrays`` of all sessions, ``of_session`` what replaces them in one session."""
 
-    def __init__(self, source: Source, per_session: bool) -> None:
-        self.source, self.per_session = source, per_session
+    def __init__(self, source: Source, whitening: Whitening) -> None:
+        self.source, self.whitening = source, whitening
         self.arrays: _Arrays = {}
         self.of_session: dict[int, _Arrays] = {}
 
@@ -163,26 +182,52 @@ class _Fitted:
             raise DataError(
                 f"training part of {self.source.dataset}", got="no epoch", do="check markers, table and window"
             )
-        covariances: dict[int, Float64] = {}
-        moments: list[Float64] = []
-        for run in runs:
-            report(f"session {run.session}: fitting on {len(run.item)} epochs")
-            chain = self.chain(run.session, i)
-            if isinstance(step, Whiten):
-                weights = condition_weights(run.item)
-                parts = [noise_covariance(chain(raw), weights[block]) for block, raw in _blocks(run)]
-                covariances[run.session] = np.sum(parts, axis=0)
-            else:
-                moments += [_moments(chain(raw)) for _, raw in _blocks(run)]
-        if isinstance(step, Whiten):
-            self.arrays[step.array] = whitener(np.mean(list(covariances.values()), axis=0))
-            if self.per_session:
-                for session, covariance in covariances.items():
-                    self.of_session.setdefault(session, {})[step.array] = whitener(covariance)
-        else:
+        if isinstance(step, Standardise):
+            moments = [_moments(chained) for run in runs for _, chained in self._chained(run, i, report)]
             count, total, squares = np.sum(moments, axis=0)
             mean = total / count
             self.arrays[step.mean], self.arrays[step.std] = mean, np.sqrt(squares / count - mean**2)
+            return
+        if self.whitening == "official":
+            runs = [run for run in self.source.runs() if len(run.item)]
+        covariances: dict[int, list[Float64]] = {}
+        for run in runs:
+            of_run = self._over_repetitions if self.whitening == "official" else self._over_time
+            covariances.setdefault(run.session, []).append(of_run(run, i, report))
+        sessions = {session: np.mean(parts, axis=0) for session, parts in covariances.items()}
+        self.arrays[step.array] = whitener(np.mean(list(sessions.values()), axis=0))
+        if self.whitening != "pooled":
+            for session, covariance in sessions.items():
+                self.of_session.setdefault(session, {})[step.array] = whitener(covariance)
+
+    def _over_time(self, run: Run, i: int, report: Report) -> Float64:
+        weights = condition_weights(run.item)
+        parts = [noise_covariance(chained, weights[block]) for block, chained in self._chained(run, i, report)]
+        total: Float64 = np.sum(parts, axis=0)
+        return total
+
+    def _over_repetitions(self, run: Run, i: int, report: Report) -> Float64:
+        """Stimuli shown once say nothing of the noise, and are left out."""
+        chain = self.chain(run.session, i)
+        order = np.argsort(run.item, kind="stable")
+        groups = [group for group in np.split(order, np.flatnonzero(np.diff(run.item[order])) + 1) if len(group) > 1]
+        if not groups:
+            raise DataError(
+                f"{run.part} part of session {run.session}",
+                got="no stimulus twice",
+                do='whitener = "session" needs no repetitions',
+            )
+        total: Float64 = np.zeros((len(chain.ch_names),) * 2)
+        for done, group in enumerate(groups):
+            report(f"session {run.session}: fitting on {len(groups)} stimuli", done, len(groups))
+            total += repetition_covariance(chain(run.cut(group)))
+        return total / len(groups)
+
+    def _chained(self, run: Run, i: int, report: Report) -> Iterator[tuple[Int64, Float32]]:
+        chain = self.chain(run.session, i)
+        for block in _blocks(len(run.item)):
+            report(f"session {run.session}: fitting on {len(run.item)} epochs", int(block[0]), len(run.item))
+            yield block, chain(run.cut(block))
 
 
 def _moments(epochs: Float32) -> Float64:
@@ -192,7 +237,5 @@ def _moments(epochs: Float32) -> Float64:
     return np.stack([count, wide.sum(axis=(0, 2)), (wide**2).sum(axis=(0, 2))])
 
 
-def _blocks(run: Run) -> Iterable[tuple[slice, Float32]]:
-    for start in range(0, len(run.item), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        yield block, run.cut(block)
+def _blocks(n: int) -> Iterator[Int64]:
+    return (np.arange(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK))

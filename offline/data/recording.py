@@ -23,7 +23,7 @@ from streamdec.intake import IntakeSettings, cut
 from streamdec.types import Epoch, Float32, Float64
 
 from .prepare import Recipe, Run
-from .store import Item, PartName
+from .store import Int64, Item, PartName
 
 _TABLE_COLUMNS = ("marker", "image", "label", "concept")
 
@@ -106,7 +106,7 @@ class RecordingSource:
         lies.
     """
 
-    dataset = "recording"
+    dataset, offline_only = "recording", ""
 
     def __init__(
         self, path: Path, table: Path, settings: RecordingSettings, parts: dict[PartName, tuple[float, float]]
@@ -162,8 +162,8 @@ class RecordingSource:
             inside = [(e, i) for e, i in shown if start <= (e.onset.time - times[0]) / duration < stop]
             data = [e.data for e, _ in inside]
 
-            def block_of(block: slice, data: list[Float32] = data) -> Float32:
-                return np.stack(data[block])
+            def block_of(index: Int64, data: list[Float32] = data) -> Float32:
+                return np.stack([data[i] for i in index])
 
             item = np.array([i for _, i in inside], np.int64)
             position = np.array([e.onset_sample for e, _ in inside], np.int64)

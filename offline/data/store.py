@@ -1,8 +1,8 @@
 """The prepared store: epochs as the live chain delivers them, on disk, with everything that says where they come from.
 
 A folder: ``meta.json``, ``arrays.safetensors`` (what the chain needs, such as the whitener), and per part (``train``,
-``test``) ``<part>.npy`` (n, n_chans, n_times) float32, read memory-mapped, and ``<part>.rows.safetensors``, one entry
-per epoch.
+``test``) ``<part>.npy`` (n, n_chans, n_times) float32 or float16, read memory-mapped, and ``<part>.rows.safetensors``,
+one entry per epoch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, TypeAlias
+from typing import Any, BinaryIO, Literal, Self, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from streamdec.signal.spec import Signal
 from streamdec.types import Float32, Float64
 
 PartName: TypeAlias = Literal["train", "test"]
+Precision: TypeAlias = Literal["float32", "float16"]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
 _SCHEMA = 1
@@ -76,8 +78,33 @@ class Rows(msgspec.Struct, frozen=True, eq=False):
     position: Int64
 
 
+class Widened:
+    """An array that float16 holds and float32 comes out of, so that nobody computes in float16.
+
+    Parameters
+    ----------
+    half : array of shape (n, ...), float16
+        Memory-mapped. What is asked for is read, and only that.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, half: npt.NDArray[np.float16]) -> None:
+        self._half = half
+        self.shape, self.ndim = half.shape, half.ndim
+
+    def __len__(self) -> int:
+        return len(self._half)
+
+    def __getitem__(self, index: Any) -> Float32:
+        return np.asarray(self._half[index], np.float32)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self._half, dtype or np.float32)
+
+
 class Part(msgspec.Struct, frozen=True, eq=False):
-    """One part of a store. ``epochs`` (n, n_chans, n_times) float32, memory-mapped."""
+    """One part of a store. ``epochs`` (n, n_chans, n_times) float32, memory-mapped, or a :class:`Widened` one."""
 
     items: tuple[Item, ...]
     epochs: Float32
@@ -136,12 +163,13 @@ class Prepared:
         if name not in self.meta.items:
             raise DataError(f"{self.path} has no {name} part", allowed=", ".join(self.meta.items))
         try:
-            epochs = np.load(self.path / f"{name}.npy", mmap_mode="r")
+            stored = np.load(self.path / f"{name}.npy", mmap_mode="r")
             rows = Rows(**load_file(self.path / f"{name}.rows.safetensors"))
         except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise DataError(f"{name} part of {self.path}", got=str(error), do="prepare it again") from error
-        if epochs.shape != (len(rows.item), *self.meta.shape):
-            raise DataError(f"{name} part of {self.path}", got=epochs.shape, allowed=(len(rows.item), *self.meta.shape))
+        if stored.shape != (len(rows.item), *self.meta.shape):
+            raise DataError(f"{name} part of {self.path}", got=stored.shape, allowed=(len(rows.item), *self.meta.shape))
+        epochs = cast(Float32, Widened(stored)) if stored.dtype == np.float16 else stored
         return Part(self.meta.items[name], epochs, rows)
 
 
@@ -156,29 +184,58 @@ class Writer:
         Without the fingerprint and the channels' deviations.
     arrays : mapping of str to array
         What the chain of ``meta.signal`` needs.
+    precision : {"float32", "float16"}
+        Of the epochs on disk. Half keeps three digits, which whitened epochs do not miss, in half of the space.
+
+    Raises
+    ------
+    ConfigError
+        The folder exists.
+    DataError
+        It cannot be written, as where the disk is full; what was written is taken away again.
     """
 
-    def __init__(self, path: Path, meta: Meta, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    def __init__(
+        self, path: Path, meta: Meta, arrays: Mapping[str, npt.NDArray[Any]], precision: Precision = "float32"
+    ) -> None:
         if path.exists():
             raise ConfigError(f"{path} exists", do="name another folder, or delete it first")
         self._path, self._partial = path, path.with_name(path.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
         self._meta = meta
+        self._dtype = np.dtype(precision).newbyteorder("<")
         self._hash = hashlib.sha256(msgspec.json.encode(meta.items, order="sorted"))
-        self._files: dict[PartName, BinaryIO] = {
-            name: (self._partial / f"{name}.npy").open("wb") for name in meta.items
-        }
+        self._files: dict[PartName, BinaryIO] = {}
         self._rows: dict[PartName, list[tuple[Int64, int, Int64]]] = {name: [] for name in meta.items}
-        for name in meta.items:
-            self._header(name, 0)
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, self._partial / "arrays.safetensors"
-        )
+        shutil.rmtree(self._partial, ignore_errors=True)
+        try:
+            self._partial.mkdir(parents=True)
+            for name in meta.items:
+                self._files[name] = (self._partial / f"{name}.npy").open("wb")
+                self._header(name, 0)
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+                self._partial / "arrays.safetensors",
+            )
+        except (OSError, SafetensorError) as error:
+            self.__exit__(type(error), error, None)
 
     def append(self, part: PartName, epochs: Float32, item: Int64, session: int, position: Int64) -> None:
-        """Add epochs (n, n_chans, n_times) with item index (n,), session, and ring position of the onsets (n,)."""
-        payload = np.ascontiguousarray(epochs, "<f4").data
+        """Add epochs (n, n_chans, n_times) with item index (n,), session, and ring position of the onsets (n,).
+
+        Raises
+        ------
+        DataError
+            A value is NaN, infinite, or beyond float16 where that is what the store holds.
+        """
+        stored = _rounded(epochs, self._dtype)
+        wrong = ~np.isfinite(stored).all(axis=2)
+        if wrong.any():
+            first, channel = np.argwhere(wrong)[0]
+            at = f"{part} epoch {sum(len(row) for row, _, _ in self._rows[part]) + first}, channel {channel}"
+            if np.isfinite(epochs[first, channel]).all():
+                raise DataError(f"{at} is too large for float16", do="store it as float32")
+            raise DataError(at, got="NaN or infinite values", do="leave out that stimulus or mend the file")
+        payload = np.ascontiguousarray(stored).data
         self._files[part].write(payload)
         self._hash.update(payload)
         self._rows[part].append((item, session, position))
@@ -188,7 +245,7 @@ class Writer:
         file = self._files[part]
         file.seek(0)
         np.lib.format.write_array_header_1_0(
-            file, {"descr": "<f4", "fortran_order": False, "shape": (n, *self._meta.shape)}
+            file, {"descr": self._dtype.str, "fortran_order": False, "shape": (n, *self._meta.shape)}
         )
 
     def close(self, channel_sd: dict[str, float]) -> Meta:
@@ -220,5 +277,14 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # a full disk takes no last bytes either; the first refusal is what is told
+                file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            said = error.strerror if isinstance(error, OSError) else None
+            raise DataError(f"cannot write {self._path}", got=said or str(error)) from error
+
+
+def _rounded(epochs: Float32, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return epochs.astype(dtype, copy=False)

@@ -6,7 +6,7 @@
     .../image_set/image_metadata.npy
     .../image_set/training_images/00001_aardvark/aardvark_01b.jpg   or train_images/; test_images/
 
-Row i of the image metadata is event code i + 1. Folders are found by looking below the root.
+Row i of the images (:mod:`.image_set`) is event code i + 1.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamdec.acquire.safe_npy import read_npy
-from streamdec.errors import ConfigError, DataError
+from streamdec.errors import DataError
 from streamdec.signal.filters import StreamFilter
 from streamdec.signal.rate import Rate
 from streamdec.signal.spec import Baseline, Drop, Resample, Signal, Whiten
 from streamdec.simulate.leadfield import CH_NAMES
 from streamdec.types import Float32
 
+from . import image_set
+from .epoch_files import fresh
 from .prepare import Recipe, Run
-from .store import Int64, Item, PartName
+from .store import Int64, PartName
 
 RECIPE = Recipe(-0.2, 1.0, CH_NAMES, steps=(Baseline(-0.2, 0.0), Resample(250.0), Drop(50), Whiten()))
 """The published one but for the whitener, which is pooled: 63 x 250 samples, 0 to 1 s."""
@@ -39,59 +40,23 @@ _FILES: dict[PartName, tuple[str, ...]] = {
     "train": ("raw_eeg_training.npy", "raw_eeg_train.npy"),
     "test": ("raw_eeg_test.npy",),
 }
-_IMAGES: dict[PartName, tuple[str, ...]] = {"train": ("training_images", "train_images"), "test": ("test_images",)}
 _FILTER_CHUNK = 10_000  # samples
 
 
-class Layout(msgspec.Struct, frozen=True):
-    """Where things are below a root. ``images`` holds the metadata and the two image folders."""
-
-    raw: Path
-    images: Path
-
-
-def find(root: Path) -> Layout:
-    """Look for the raw recordings and the images below ``root``.
-
-    Raises
-    ------
-    DataError
-        Either is not there.
-    """
-    folders = [root, *(path for depth in ("*", "*/*", "*/*/*") for path in sorted(root.glob(depth)) if path.is_dir())]
-    raw = [path for path in folders if path.name.lower() == "raw_data"]
-    images = [path for path in folders if (path / "image_metadata.npy").is_file()]
-    for what, found in (("raw_data/sub-XX/ses-YY/", raw), ("image_metadata.npy", images)):
-        if not found:
-            raise DataError(f"no {what} below {root}", do="get it from OSF (3jk45, y63gw), or name another root")
-    return Layout(raw[0], images[0])
+def subjects(root: Path) -> dict[str, list[Path]]:
+    """Folders of each subject, which hold those of the sessions."""
+    found: dict[str, list[Path]] = {}
+    for names in _FILES.values():
+        for path in (path for name in names for path in image_set.below(root, f"sub-*/ses-*/{name}")):
+            folder = path.parent.parent
+            if folder not in found.setdefault(folder.name, []):
+                found[folder.name].append(folder)
+    return dict(sorted(found.items()))
 
 
-def items(images: Path) -> dict[PartName, tuple[Item, ...]]:
-    """Images in the order of their event codes, from the metadata. Ids are ``folder/file``.
-
-    Raises
-    ------
-    DataError
-        The metadata are not what they should be.
-    """
-    metadata = _dictionary(
-        images / "image_metadata.npy", ("train_img_concepts", "train_img_files", "test_img_concepts")
-    )
-    found: dict[PartName, tuple[Item, ...]] = {}
-    for part, names in _IMAGES.items():
-        folder = next((name for name in names if (images / name).is_dir()), names[0])
-        concepts, files = (metadata[f"{part}_img_{key}"] for key in ("concepts", "files"))
-        found[part] = tuple(
-            Item(
-                id=f"{concept}/{file}",
-                label=str(concept).partition("_")[2].replace("_", " "),
-                concept=f"{part}/{concept}",
-                image=f"{folder}/{concept}/{file}",
-            )
-            for concept, file in zip(concepts, files, strict=True)
-        )
-    return found
+def sessions(folder: Path) -> list[Path]:
+    """Folders of a subject's sessions, in order."""
+    return sorted(path for path in folder.glob("ses-*") if path.is_dir())
 
 
 def onsets(stim: npt.NDArray[np.float64], n_items: int) -> tuple[Int64, Int64]:
@@ -127,28 +92,31 @@ class ThingsEeg2:
 
     Parameters
     ----------
-    root : Path
-        Folder above the recordings and the images.
-    subject : str
-        Such as "sub-01".
+    folder : Path
+        The subject's, which holds those of the sessions.
+    images : Path
+        A root above the images.
     recipe : Recipe
+
+    Raises
+    ------
+    DataError
+        There are no sessions, or no images.
     """
 
-    dataset = "things_eeg2"
+    dataset, offline_only = "things_eeg2", ""
     kind: Literal["stimulus", "class"] = "stimulus"
 
-    def __init__(self, root: Path, subject: str, recipe: Recipe = RECIPE) -> None:
-        self.layout = find(root)
-        self.subject, self._recipe = subject, recipe
-        self.items = items(self.layout.images)
-        self.images = str(self.layout.images.resolve())
+    def __init__(self, folder: Path, images: Path, recipe: Recipe = RECIPE) -> None:
+        self.subject, self._recipe = folder.name, recipe
+        where = image_set.only(images)
+        self.items = image_set.items(where)
+        self.images = str(where.resolve())
         self.signal: Signal = recipe.signal(CH_NAMES, _SFREQ)
-        self.simulated = (self.layout.images.parent / "SIMULATED.txt").exists()
-        folder = self.layout.raw / subject
-        self._sessions = sorted(path for path in folder.glob("ses-*") if path.is_dir())
+        self.simulated = (where.parent / "SIMULATED.txt").exists()
+        self._sessions = sessions(folder)
         if not self._sessions:
-            have = ", ".join(sorted(path.name for path in self.layout.raw.glob("sub-*")))
-            raise ConfigError(f"sessions of {subject} in {self.layout.raw}", got="none", allowed=have or None)
+            raise DataError(f"sessions in {folder}", got="none", allowed="ses-01, ses-02, ...")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -157,15 +125,21 @@ class ThingsEeg2:
 
     def runs(self) -> Iterator[Run]:
         """Two runs per session: training, test."""
-        for session, folder in enumerate(self._sessions):
-            for part, names in _FILES.items():
-                path = next((folder / name for name in names if (folder / name).is_file()), None)
-                if path is None:
-                    raise DataError(f"{part} recording in {folder}", got="none", allowed=" or ".join(names))
-                yield self._run(part, session, path)
+        return (self.run(session, part) for session in range(len(self._sessions)) for part in _FILES)
 
-    def _run(self, part: PartName, session: int, path: Path) -> Run:
-        content = _dictionary(path, ("raw_eeg_data", "ch_names", "sfreq"))
+    def run(self, session: int, part: PartName) -> Run:
+        """Open one recording.
+
+        Raises
+        ------
+        DataError
+            It is not there, or not what it should be.
+        """
+        folder, names = self._sessions[session], _FILES[part]
+        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if path is None:
+            raise DataError(f"{part} recording in {folder}", got="none", allowed=" or ".join(names))
+        content = image_set.dictionary(path, ("raw_eeg_data", "ch_names", "sfreq"))
         ch_names = [str(name) for name in content["ch_names"]]
         volts = content["raw_eeg_data"]
         if volts.shape[0] != len(ch_names) or float(content["sfreq"]) != self.signal.sfreq:
@@ -184,11 +158,12 @@ class ThingsEeg2:
         picks = [ch_names.index(name) for name in self.signal.ch_names]
         samples = self._filtered(volts, picks) if self.signal.filters else None
 
-        def cut(block: slice) -> Float32:
-            out = np.empty((len(position[block]), len(picks), n_times), np.float32)
-            for epoch, start in zip(out, position[block] + first, strict=True):
+        def cut(index: Int64) -> Float32:
+            out = np.empty((len(index), len(picks), n_times), np.float32)
+            recorded = fresh(volts)
+            for epoch, start in zip(out, position[index] + first, strict=True):
                 stretch = slice(start, start + n_times)
-                epoch[:] = volts[picks, stretch] * 1e6 if samples is None else samples[:, stretch]
+                epoch[:] = recorded[picks, stretch] * 1e6 if samples is None else samples[:, stretch]
             return out
 
         return Run(part, session, item, position, cut)
@@ -201,11 +176,3 @@ class ThingsEeg2:
             chunk = slice(start, start + _FILTER_CHUNK)
             out[:, chunk] = stream((volts[picks, chunk] * 1e6).astype(np.float32))
         return out
-
-
-def _dictionary(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    content = read_npy(path)
-    if not isinstance(content, dict) or any(key not in content for key in keys):
-        got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{path}", got=got, allowed=f"a dictionary with {', '.join(keys)}")
-    return content
