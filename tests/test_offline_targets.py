@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_store
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.data.store import Item
@@ -70,6 +70,7 @@ class Made:
         return self.rows[[int(item.id[1:]) for item in items]]
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     shape=st.lists(st.integers(1, 3), max_size=3),
     dtype=st.sampled_from([np.float32, np.float16]),

@@ -18,7 +18,8 @@ KERNELS = {
     "low": 45,
     "medium": 51,
     "high": 57,
-    # What the reference really ran: its loop changes the settings in place, so each level but the last is of the first.
+    # What the reference really ran: its loop changes the settings in place, so that low turns the base of 51 into 45,
+    # medium takes that base as it is, and high adds 6 to it.
     "reference_low": 45,
     "reference_medium": 45,
     "reference_high": 51,
@@ -40,6 +41,8 @@ class Blur(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def foveal(image: UInt8, settings: Blur | None = None) -> UInt8:
     """Mix an image with its blurred self: half sharp in the centre, ``0.5 * exp(-fall)`` in the corners.
+
+    The centre lies between the middle pixels, and the fall is over the distance to the corner pixels: our reading.
 
     Parameters
     ----------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -236,8 +235,6 @@ def _append(path: Path, rows: Features, done: int, total: int) -> None:
         file.seek(len(header.getvalue()) + done * content[0].nbytes)
         file.truncate()
         file.write(content.data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager
