@@ -14,7 +14,7 @@ from rich.table import Table
 from streamdec.config import convert, read_toml
 from streamdec.errors import ConfigError, StreamdecError
 
-from . import prepare_cli
+from . import prepare_cli, sweep_cli
 from .console import progress, tell
 from .methods.registry import NAMES, method
 from .targets.registry import NAMES as TARGETS
@@ -126,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         "--categories", type=Path, help="table of concepts, one column with category in its name: .tsv or .csv"
     )
     report.set_defaults(run=_report)
+
+    sweep_cli.add(commands)
 
     export = commands.add_parser("export", help="a run -> a bundle that streamdec serve loads")
     export.add_argument(

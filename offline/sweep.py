@@ -223,25 +223,26 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
     out = out.resolve()
     wanted = cells(grid)
     plan = _Plan(wanted, out)
-    done = {cell.name: found for cell in wanted if (found := plan.finished(cell))}
+    finished = {cell.name: found for cell in wanted if (found := plan.finished(cell))}
     out.mkdir(parents=True, exist_ok=True)
-    lines = [msgspec.json.encode(result) + b"\n" for found in done.values() for result in found]
+    lines = [msgspec.json.encode(result) + b"\n" for found in finished.values() for result in found]
     replace(out / "results.jsonl", b"".join(lines))
     failures: dict[str, Failure] = {}
     _keep(failures, out)
-    todo: Todo = deque((cell, 1) for cell in wanted if cell.name not in done)
-    report(f"{len(done)} of {len(wanted)} cells are finished", len(done), len(wanted))
+    todo: Todo = deque((cell, 1) for cell in wanted if cell.name not in finished)
+    report(f"{len(finished)} of {len(wanted)} cells are finished", len(finished), len(wanted))
     execute = execute or one_by_one(grid.resources.device)
 
-    def say(line: str, done_of_it: int = 0, total_of_it: int = 0) -> None:
-        report(line, len(done) + len(failures), len(wanted))
+    def say(line: str, done: int = 0, total: int = 0) -> None:
+        report(line, len(finished) + len(failures), len(wanted))
 
     for cell, attempt, error in execute(todo, out, say):
         if not error:
-            done[cell.name] = plan.finished(cell)
+            finished[cell.name] = plan.finished(cell)
+            assert finished[cell.name], f"{cell.name} left no evaluation"
             with (out / "results.jsonl").open("ab") as file:
-                file.writelines(msgspec.json.encode(result) + b"\n" for result in done[cell.name])
-            say(f"{cell.name}: {_figures(done[cell.name])}")
+                file.writelines(msgspec.json.encode(result) + b"\n" for result in finished[cell.name])
+            say(f"{cell.name}: {_figures(finished[cell.name])}")
         elif attempt <= grid.retries:
             todo.append((cell, attempt + 1))
             say(f"{cell.name}: {error}; attempt {attempt + 1} follows")
@@ -249,7 +250,7 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
             failures[cell.name] = Failure(attempt, error)
             _keep(failures, out)
             say(f"{cell.name}: {error}; given up")
-    return Swept(tuple(result for cell in wanted for result in done.get(cell.name, ())), failures)
+    return Swept(tuple(result for cell in wanted for result in finished.get(cell.name, ())), failures)
 
 
 class _Plan:
