@@ -6,6 +6,7 @@ import resource
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tiny_store
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.data.store import Item
+from offline.targets import registry
+from offline.targets.blur import KERNELS
 from offline.targets.images import Images
 from offline.targets.registry import encoder
 from offline.targets.store import Targets, compute, unit
@@ -228,3 +231,13 @@ def test_an_image_is_decoded_once_for_joined_encoders(tmp_path, monkeypatch) -> 
     assert made.provenance["gabor@blur"]["images"] == [{"blur": {"kernel": 51, "size": 224, "fall": 3.0}}]
     with pytest.raises(DataError, match="item 'none'; got no image"):
         made([Item("none", "", "")], Images(tmp_path))
+
+
+def test_every_kind_and_option_is_documented() -> None:
+    text = (Path(registry.__file__).parent / "ENCODERS.md").read_text(encoding="utf-8")
+    for name, kind in registry.KINDS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}{':' if kind.what else ''}"))
+        for field in msgspec.structs.fields(kind.options):
+            assert f"`{field.name}`" in row
+    for level in (*KERNELS, "@vse", "@blur"):
+        assert level in text
