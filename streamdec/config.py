@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_origin
 
 import msgspec
 
@@ -136,6 +136,9 @@ def _refuse_unknown(fields: dict[str, Any], kind: Any, where: str, prefix: str) 
     for key, value in fields.items():
         if key not in known:
             raise ConfigError(f"{where}, unknown key {prefix + key}", allowed=", ".join(sorted(known)))
+        named = get_origin(known[key]) is dict and isinstance(value, dict)
+        nested = {f"{prefix}{key}.{name}.": one for name, one in value.items()} if named else {f"{prefix}{key}.": value}
         for option in getattr(known[key], "__args__", (known[key],)):
-            if isinstance(value, dict) and isinstance(option, type) and issubclass(option, msgspec.Struct):
-                _refuse_unknown(value, option, where, f"{prefix}{key}.")
+            for below, one in nested.items():
+                if isinstance(one, dict) and isinstance(option, type) and issubclass(option, msgspec.Struct):
+                    _refuse_unknown(one, option, where, below)
