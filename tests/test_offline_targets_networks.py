@@ -145,6 +145,14 @@ def test_no_network_for_weights(name: str, said: str, monkeypatch, tmp_path) -> 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("device", ["cuda:77", "nothing"])
+def test_no_such_device(models, device: str) -> None:
+    folder = tiny_models.clip_vision(models / "clip_vision")
+    for name in ("open_clip:tiny/random", f"transformers:{folder}"):
+        with pytest.raises(ConfigError, match=f"device {device}"):
+            encoder(name, ITEMS, device)
+
+
 @pytest.mark.parametrize("kind", ["open_clip:tiny/", "tokens:tiny/"])
 def test_damaged_weights_file(kind: str, tmp_path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"not weights at all")

@@ -52,6 +52,23 @@ def run(call: Callable[[int], torch.Tensor], n: int, device: str) -> torch.Tenso
     )
 
 
+def check_device(device: str) -> None:
+    """Look whether torch can use a device.
+
+    Raises
+    ------
+    ConfigError
+        There is none of this name here.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        first = str(error).partition("\n")[0]
+        raise ConfigError(f"device {device}", got=first, allowed="cpu, or what torch finds here") from error
+
+
 def missing(package: str, extra: str) -> ConfigError:
     """Error of a package that is not installed."""
     return ConfigError(f"{package} is not installed", do=f"pip install 'streamdec[{extra}]'")

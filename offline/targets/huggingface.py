@@ -14,7 +14,7 @@ from streamdec.errors import ConfigError
 from streamdec.types import Float32
 
 from ..data.store import Item
-from .frozen import missing, run
+from .frozen import check_device, missing, run
 from .images import Images
 from .provenance import digest
 from .text import Sentences, TextOptions
@@ -77,8 +77,9 @@ def network(kind: Any, name: str, device: str, **settings: Any) -> Any:
     Raises
     ------
     ConfigError
-        Nothing of this name; the weights are not all there, and would be random.
+        Nothing of this name; the weights are not all there, and would be random; no such device.
     """
+    check_device(device)
     made, info = opened(kind.from_pretrained, name, output_loading_info=True, **settings)
     lacking = sorted(info["missing_keys"])
     if lacking and all(key.startswith("pooler.") for key in lacking):

@@ -15,7 +15,7 @@ from streamdec.errors import ConfigError
 from streamdec.types import Float32
 
 from ..data.store import Item
-from .frozen import missing, run
+from .frozen import check_device, missing, run
 from .images import Images, UInt8
 from .provenance import digest
 from .text import Sentences, TextOptions
@@ -75,13 +75,14 @@ def load(model: str, weights: str, file: str = "", device: str = "cpu") -> Loade
     Raises
     ------
     ConfigError
-        open_clip is not installed, or has no such model or weights.
+        open_clip is not installed, or has no such model or weights; no such device.
     """
     try:
         import open_clip
         import torch
     except ImportError as error:
         raise missing("open_clip", "train") from error
+    check_device(device)
     if model == TINY and model not in open_clip.list_models():
         open_clip.add_model_config(Path(__file__).with_name("tiny.json"))
     if model not in open_clip.list_models():
