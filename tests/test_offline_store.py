@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import subprocess
+import sys
+
 import msgspec
 import numpy as np
 import pytest
@@ -37,6 +42,45 @@ def test_unfinished_store_leaves_nothing(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "whole-targets"]
     with pytest.raises(ConfigError, match="exists"):
         Writer(tmp_path / "whole", meta, {})
+
+
+def test_a_killed_run_leaves_no_half_store(tmp_path) -> None:
+    meta = tiny_store.make(tmp_path / "whole").meta
+    script = f"""
+import msgspec, os, signal
+from pathlib import Path
+from offline.data.store import Meta, Writer
+meta = msgspec.json.decode(Path({str(tmp_path / "whole" / "meta.json")!r}).read_bytes(), type=Meta)
+with Writer(Path({str(tmp_path / "half")!r}), meta, {{}}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "half").exists()
+    with Writer(tmp_path / "half", meta, {}) as writer:
+        writer.close({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "whole", "whole-targets"]
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_full_disk(tmp_path, limit: int) -> None:
+    """A limit on the size of files stands for the disk; it is met while opening, or while writing."""
+    meta = tiny_store.make(tmp_path / "whole").meta
+    epochs = np.zeros((50, *meta.shape), np.float32)
+    rows = np.zeros(50, np.int64)
+
+    def store() -> None:
+        with Writer(tmp_path / "half", meta, {"whitener": np.eye(20)}) as writer:
+            writer.append("train", epochs, rows, 0, rows)
+            writer.close({})
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*half; got File too large"):
+            store()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "whole-targets"]
 
 
 def test_refusals(tmp_path) -> None:

@@ -125,6 +125,33 @@ def test_epochs_are_the_published_ones(root: Path, tmp_path, whitening: str) -> 
     assert prepared.meta.channel_sd["Pz"] > prepared.meta.channel_sd["Oz"]
 
 
+def test_official_whitener_is_over_repetitions_of_both_parts(root: Path, tmp_path) -> None:
+    analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    source = opened(root, Recipe(-0.1, 0.1, tuple(NAMES), steps=(Resample(50.0), Whiten())))
+    prepare(source, "official", tmp_path / "store")
+    prepare(opened(root, Recipe(-0.1, 0.1, tuple(NAMES), steps=(Resample(50.0),))), "pooled", tmp_path / "plain")
+    white, plain = Prepared(tmp_path / "store"), Prepared(tmp_path / "plain")
+    assert "test part" in white.meta.offline_only
+    for session in range(2):
+        sigma = []
+        for part in ("train", "test"):
+            found = plain.part(part)
+            of_session = found.rows.session == session
+            by_item = [found.epochs[of_session & (found.rows.item == i)] for i in range(len(found.items))]
+            assert all(len(epochs) > 1 for epochs in by_item)
+            instants = [
+                [analysis._cov(epochs[:, :, t].astype(np.float64), shrinkage="auto") for t in range(epochs.shape[2])]
+                for epochs in by_item
+            ]
+            sigma.append(np.mean([np.mean(of_item, axis=0) for of_item in instants], axis=0))
+        values, vectors = np.linalg.eigh(np.mean(sigma, axis=0))
+        whitener = vectors @ np.diag(values**-0.5) @ vectors.T
+        for part in ("train", "test"):
+            of_session = plain.part(part).rows.session == session
+            expected = np.einsum("cd,ndt->nct", whitener, plain.part(part).epochs[of_session])
+            np.testing.assert_allclose(white.part(part).epochs[of_session], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_filters_run_over_the_whole_recording_and_standardise_is_fitted(root: Path, tmp_path) -> None:
     recipe = Recipe(0.0, 0.4, tuple(NAMES), (BandPass(0.5, 30.0, 2),), (Resample(250.0), Standardise()))
     source = opened(root, recipe)

@@ -113,8 +113,12 @@ def items(images: Path) -> Items:
         content = dictionary(metadata, [f"{part}_img_{key}" for part in _FOLDERS for key in ("concepts", "files")])
         for part in _FOLDERS:
             folder = _folder(images, part).name
-            names = zip(content[f"{part}_img_concepts"], content[f"{part}_img_files"], strict=True)
-            found[part] = tuple(item(part, f"{folder}/{concept}/{file}") for concept, file in names)
+            concepts, names = content[f"{part}_img_concepts"], content[f"{part}_img_files"]
+            if len(concepts) != len(names):
+                raise DataError(f"{metadata}, {part} part", got=f"{len(concepts)} concepts, {len(names)} files")
+            found[part] = tuple(
+                item(part, f"{folder}/{concept}/{name}") for concept, name in zip(concepts, names, strict=True)
+            )
     else:
         for part in _FOLDERS:
             files = sorted(p for p in _folder(images, part).glob("*/*") if p.suffix.lower() in _SUFFIXES)

@@ -124,7 +124,7 @@ def _responses(path: Path, settings: FmriSettings) -> tuple[Float32, tuple[str, 
             got = ", ".join(rows[0]) if rows else "no row"
             raise DataError(f"{name} of {path}", got=got, allowed=f"columns {', '.join(needed)}")
     chosen = _choose(voxels, settings)
-    values = _read(path, chosen, len(voxels), len(trials))
+    values = _read(path, chosen, voxels, len(trials))
     _standardise(values, trials)
     return values, tuple(voxels[i]["voxel_id"] for i in chosen), trials
 
@@ -144,11 +144,12 @@ def _choose(voxels: _Rows, settings: FmriSettings) -> Int64:
     return np.sort(best[: settings.n_voxels or None])
 
 
-def _read(path: Path, voxels: Int64, n_voxels: int, n_trials: int) -> Float32:
-    """Rows of the table, without loading it: (n_trials, len(voxels)) float32. A full subject has 8 GB in float32.
+def _read(path: Path, chosen: Int64, voxels: _Rows, n_trials: int) -> Float32:
+    """Rows of the table, without loading it: (n_trials, len(chosen)) float32. A full subject has 8 GB in float32.
 
     pandas keeps the columns of each type in a block of their own; the ids may or may not share the responses' block.
     """
+    n_voxels = len(voxels)
     try:
         import h5py
     except ImportError as error:
@@ -163,11 +164,16 @@ def _read(path: Path, voxels: Int64, n_voxels: int, n_trials: int) -> Float32:
                 raise DataError(
                     f"responses in {path}", got=f"shape {shape}", allowed=f"({n_voxels} voxels, {n_trials} trials)"
                 )
-            out = np.empty((n_trials, len(voxels)), np.float32)
+            with_ids = ((n_voxels, 1), (n_voxels, n_trials + 1))
+            listed = [found[:, 0] for found in blocks if found.shape in with_ids]
+            ids = np.array([float(voxel["voxel_id"]) for voxel in voxels])
+            if listed and not np.array_equal(listed[0], ids):
+                raise DataError(f"voxel_id in {path}", got="others", allowed=f"those of {_CONTENT[1]}, in its order")
+            out = np.empty((n_trials, len(chosen)), np.float32)
             for start in range(0, n_voxels, _ROWS):
-                inside = slice(*np.searchsorted(voxels, (start, start + _ROWS)))
+                inside = slice(*np.searchsorted(chosen, (start, start + _ROWS)))
                 if inside.start < inside.stop:
-                    out[:, inside] = block[start : start + _ROWS][voxels[inside] - start, -n_trials:].T
+                    out[:, inside] = block[start : start + _ROWS][chosen[inside] - start, -n_trials:].T
             return out
     except OSError as error:
         raise DataError(f"cannot read {path}", got=str(error)) from error
