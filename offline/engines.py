@@ -39,7 +39,7 @@ from streamdec.decode.compiled import (
 )
 from streamdec.decode.engine import Device, OnnxEngine
 from streamdec.decode.manifest import Head, Parity
-from streamdec.errors import ConfigError, EngineError
+from streamdec.errors import BundleError, ConfigError, EngineError, StreamdecError
 from streamdec.types import Float32
 
 from . import parity
@@ -96,7 +96,11 @@ def compile_bundle(
     for head, signal in zip(heads, signals, strict=True):
         real = _epochs(prepared) if prepared is not None and prepared.meta.signal == signal else None
         kept = _kept(bundle, head, wanted, cache, real is not None, report)
-        builds.append(kept or _compile(bundle, head, wanted, cache, real))
+        try:
+            builds.append(kept or _compile(bundle, head, wanted, cache, real))
+        except OSError as error:
+            do = "free space there, or name another folder with --cache"
+            raise EngineError(f"cache {cache} cannot be written", got=error.strerror, do=do) from error
     return builds
 
 
@@ -191,13 +195,19 @@ def _write(folder: Path, build: Build) -> None:
 def _network(bundle: Bundle, head: Head) -> nn.Module:
     """Rebuild the trained network, for one subject, of plain layers: (B, *head.shape) -> (B, head.dim)."""
     manifest = bundle.manifest
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / head.weights
-        path.write_bytes(bundle.weights(head))
-        encoder = method_named(manifest.method).load(path)
-    network: nn.Module = encoder.folded(str(manifest.config.get("subject", "")))
-    with torch.inference_mode():
-        made = network(torch.zeros(1, *head.shape))
+    weights = bundle.weights(head)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / head.weights
+            path.write_bytes(weights)
+            encoder = method_named(manifest.method).load(path)
+        network: nn.Module = encoder.folded(str(manifest.config.get("subject", "")))
+        with torch.inference_mode():
+            made = network(torch.zeros(1, *head.shape))
+    except (StreamdecError, OSError):
+        raise
+    except Exception as error:  # torch and msgspec, of arrays that are not this method's
+        raise BundleError(f"{head.weights} is no {manifest.method} network", got=error, do="export it again") from error
     if made.shape != (1, head.dim):
         raise EngineError(f"{head.weights} and {head.encoder} differ", got=tuple(made.shape), allowed=(1, head.dim))
     return network.requires_grad_(requires_grad=False)

@@ -197,6 +197,18 @@ def test_weights_that_carry_code_are_refused(folder: Path, tmp_path: Path, packe
     assert not (tmp_path / "made").exists()
 
 
+def test_weights_of_another_method_and_a_cache_that_cannot_be_written_are_told(
+    folder: Path, tmp_path: Path, packed: list[str]
+) -> None:
+    weights = (folder / "ridge" / "encoder.safetensors").read_bytes()
+    mixed = with_weights(folder / "nice.zip", weights, tmp_path / "mixed.zip")
+    with pytest.raises(BundleError, match=r"encoder\.safetensors is no nice network; got .*; export it again"):
+        compile_bundle(mixed, AOTI, tmp_path / "cache")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EngineError, match=r"cache .* cannot be written; got Not a directory; free space there"):
+        compile_bundle(bundles.read(folder / "ridge.zip"), AOTI, tmp_path / "file")
+
+
 def test_a_bundle_without_weights_says_what_to_do(tmp_path: Path, packed: list[str]) -> None:
     bare = bundles.read(small_bundle.write_bundle(tmp_path / "bare.zip"))
     with pytest.raises(BundleError, match=r"no encoder-0\.5\.safetensors; export it again"):
