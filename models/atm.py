@@ -122,7 +122,7 @@ class ATMS(nn.Module):
         if subject is None:
             subject = torch.full((len(x),), -1, device=x.device)
         tokens = self.transformer(x, self.subjects(self._rows(subject)))
-        y: Tensor = self.head(self.encoder(self._channels(tokens)))
+        y: Tensor = self.head(self.encoder(_channels(tokens, self.drops_last_channel)))
         return y
 
     def _rows(self, subject: Tensor) -> Tensor:
@@ -134,14 +134,15 @@ class ATMS(nn.Module):
             unknown = unknown | (torch.rand(unknown.shape, device=unknown.device) < self.hidden)
         return subject.masked_fill(unknown, self.n_subjects)
 
-    def _channels(self, tokens: Tensor) -> Tensor:
-        """(B, C + 1, T) -> (B, C, T)."""
-        return tokens[:, :-1] if self.drops_last_channel else tokens[:, 1:]
-
     def folded(self, subject: int = -1) -> nn.Module:
         """Make the trained network of one subject for inference, (B, C, T) -> (B, D), from plain layers."""
         row = subject if 0 <= subject < self.n_subjects else self.n_subjects
         return _OneSubject(self, self.subjects.weight[row]).eval()
+
+
+def _channels(tokens: Tensor, drops_last: bool) -> Tensor:
+    """(B, C + 1, T) -> (B, C, T)."""
+    return tokens[:, :-1] if drops_last else tokens[:, 1:]
 
 
 class _OneSubject(nn.Module):
@@ -149,9 +150,9 @@ class _OneSubject(nn.Module):
         super().__init__()
         self.register_buffer("token", token.detach().clone())
         self.transformer, self.head = copy.deepcopy(network.transformer), copy.deepcopy(network.head)
-        self.channels, self.encoder = network._channels, network.encoder.folded()
+        self.encoder, self.drops_last_channel = network.encoder.folded(), network.drops_last_channel
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.transformer(x, cast(Tensor, self.token).expand(x.shape[0], -1))
-        y: Tensor = self.head(self.encoder(self.channels(tokens)))
+        y: Tensor = self.head(self.encoder(_channels(tokens, self.drops_last_channel)))
         return y

@@ -73,9 +73,26 @@ def test_one_unknown_subject_makes_the_batch_unknown_as_published() -> None:
 
 
 def test_last_channel_is_seen_by_tsconv_unless_dropped_as_published() -> None:
-    tokens = torch.arange(6.0)[None, :, None].expand(1, 6, N_TIMES)
-    assert small()._channels(tokens)[0, :, 0].tolist() == [1, 2, 3, 4, 5]
-    assert small(drops_last_channel=True)._channels(tokens)[0, :, 0].tolist() == [0, 1, 2, 3, 4]
+    x = torch.randn(2, N_CHANS, N_TIMES)
+    for net, first in ((small(), 1), (small(drops_last_channel=True), 0)):
+        seen = []
+        net.encoder.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        y = net.eval()(x)
+        tokens = net.transformer(x, net.subjects(torch.tensor([3, 3])))
+        torch.testing.assert_close(seen[0], tokens[:, first : first + N_CHANS])
+        torch.testing.assert_close(net.folded()(x), y, atol=1e-5, rtol=1e-5)
+
+
+def test_reduced_precision_of_the_transformer_reaches_tsconv_and_comes_back() -> None:
+    net = small(hidden=0.0)
+    x, subject = torch.randn(6, N_CHANS, N_TIMES), torch.tensor([0, 1, 2, 0, 1, 2])
+    without_dropout(net)
+    expected = net(x, subject)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x, subject)
+    torch.testing.assert_close(y.float(), expected, atol=0.1, rtol=0.1)
+    y.float().square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(("hidden", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])

@@ -5,7 +5,7 @@
 Forward and backward of the encoder with its head, in training, on the same data; the two take turns. The layers as
 published are those that the tests compare numbers with. Memory is what one step adds to the peak of a process of its
 own. In ATM-S the transformer before TSConv is most of the work and the same in both; a second line is TSConv alone,
-with the gradient of its input.
+with the gradient of its input. One thread is measured in CPU time, which other programs on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ CASES = {"nice": nice, "ubp": ubp, "shallownet": shallownet, "atm": atm, "atm-ts
 
 def step(network: nn.Module, x: Tensor, gradient: Tensor) -> float:
     """Go forward and backward; return the seconds."""
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     network.zero_grad(set_to_none=True)
     x.grad = None
     network(x).backward(gradient)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def data(case: Case, batch: int | None) -> tuple[Tensor, Tensor]:
