@@ -6,6 +6,7 @@ Any folder of run folders is read, nested as it may be; a run inside a run (a wi
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,12 +25,18 @@ from ..windows import TimeWindows
 
 _T = TypeVar("_T")
 _SUBJECTS = "training subjects"
+_CELL = re.compile(r"([^/]+)/(?:joint|(?:intra|left_out)/[^/]+)/seed-\d+$")  # how a sweep names its run folders
 
 
 class Run(msgspec.Struct, frozen=True, eq=False):
-    """One run folder. ``history`` a dictionary per pass; ``targets`` per role the name of the target encoder."""
+    """One run folder.
+
+    ``row`` the name a sweep's grid gives its method, "" without a sweep; ``history`` a dictionary per pass; ``targets``
+    per role the name of the target encoder.
+    """
 
     path: Path
+    row: str
     meta: RunMeta
     notes: dict[str, Any]
     history: tuple[dict[str, float], ...]
@@ -49,19 +56,15 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
 class Variant(msgspec.Struct, frozen=True, eq=False):
     """Runs of one method that differ in subject, protocol and seed alone.
 
-    ``base`` whether it is the method itself, against which ablations are held; ``name`` of a base is the method's, of
-    another what it changes, such as ``dla=fixed``.
+    ``title`` unique in a data set; ``base`` whether it is the method itself, against which ablations are held;
+    ``changed`` what another one changes, such as ``dla=fixed``.
     """
 
     method: str
-    name: str
+    title: str
+    changed: str
     base: bool
     entries: tuple[Entry, ...]
-
-    @property
-    def title(self) -> str:
-        """Name that is unique in a data set."""
-        return self.method if self.base else f"{self.method}, {self.name}"
 
     def of(self, protocol: str) -> tuple[Entry, ...]:
         """Entries of a protocol, by subject and seed."""
@@ -148,8 +151,10 @@ def read(path: Path) -> Run:
     fitted = (path / "fitted.json").exists()
     history = path / "history.jsonl"
     lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
+    in_sweep = _CELL.search(path.as_posix())
     return Run(
         path,
+        in_sweep[1] if in_sweep else "",
         meta,
         folder.read("fitted.json", FittedMeta).notes if fitted else {},
         tuple({line["pass"]: line for line in map(msgspec.json.decode, lines)}.values()),
@@ -199,7 +204,8 @@ def _once(entries: Sequence[Entry]) -> tuple[list[Entry], tuple[Path, ...]]:
 
 
 def _identity(entry: Entry) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted({"method": entry.run.meta.method, **_choices(entry.run)}.items()))
+    own = {"method": entry.run.meta.method, "row": entry.run.row}
+    return tuple(sorted((own | _choices(entry.run)).items()))
 
 
 def _choices(run: Run) -> dict[str, str]:
@@ -233,13 +239,19 @@ def _family(name: str, entries: Sequence[Entry]) -> list[Variant]:
                 choices[id(entry)][_SUBJECTS] = str(len(entry.run.meta.prepared))
     keys = sorted({key for chosen in choices.values() for key in chosen})
     varying = [key for key in keys if len({chosen.get(key) for chosen in choices.values()}) > 1]
-    groups = _grouped(entries, lambda entry: tuple(choices[id(entry)].get(key) for key in varying))
-    base = max(groups, key=lambda values: _closeness(name, dict(zip(varying, values, strict=True)), groups[values]))
+    groups = _grouped(entries, lambda entry: (*(choices[id(entry)].get(key) for key in varying), entry.run.row))
+    base = max(groups, key=lambda values: _closeness(name, dict(zip(varying, values, strict=False)), groups[values]))
     out = []
     for values in sorted(groups, key=lambda values: (values != base, str(values))):
         differing = [i for i, key in enumerate(varying) if values[i] != base[i]]
         changed = ", ".join(_change(varying[i], values[i]) for i in differing)
-        out.append(Variant(name, changed, values == base, tuple(groups[values])))
+        row, members = values[-1], tuple(groups[values])
+        if values == base:
+            out.append(Variant(name, row or name, "", True, members))
+            continue
+        named = row and sum(other[-1] == row for other in groups) == 1
+        title = row if named else f"{row or name}, {changed}"
+        out.append(Variant(name, title, changed or "prepared otherwise", False, members))
     return out
 
 

@@ -187,7 +187,7 @@ def ablations(data: DataSet) -> Table | None:
             continue
         bold.append(len(rows))
         for variant in family:
-            cells = [variant.method if variant.base else "", "as it is" if variant.base else variant.name]
+            cells = [variant.title, "as it is" if variant.base else variant.changed]
             for name in protocols:
                 for figure in (_top1, _top5):
                     own, usual = of(variant.of(name), figure), of(base.of(name), figure)

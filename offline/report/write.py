@@ -24,6 +24,7 @@ from .gather import DataSet, Entry, Gathered, Run, Variant, counts, gather
 from .page import Block, Document, Note, Picture, Section, Text, to_html, to_markdown
 
 _USUAL = ("pass", "train_loss", "validation_loss", "validation_top1")
+_WEIGHT = "weight_"
 _OCCLUSION = (
     "Occlusion: how much of the margin (cosine with the own image minus the mean cosine with the others) is lost when "
     "the channel is zero in every averaged test epoch. Channels that tell the same stand in for each other."
@@ -212,6 +213,7 @@ def _training(data: DataSet) -> list[Section]:
     losses: dict[str, dict[str, list[figures.Curve]]] = {}
     top1: dict[str, dict[str, list[figures.Curve]]] = {}
     weights: dict[str, dict[str, list[figures.Curve]]] = {}
+    noted: dict[str, dict[str, list[figures.Curve]]] = {}
     for variant in data.variants:
         trained = [run for run in variant.runs() if run.history]
         if not trained:
@@ -222,23 +224,27 @@ def _training(data: DataSet) -> list[Section]:
                 "validation": [_curve(run, "validation_loss") for run in trained],
             }
             top1[variant.title] = {"top-1": [_curve(run, "validation_top1", 100) for run in trained]}
-        noted = [key for key in trained[0].history[0] if key not in _USUAL]
-        if noted:
-            weights[variant.title] = {key: [_curve(run, key) for run in trained] for key in noted}
-    pictures: list[Picture] = []
-    if losses:
-        n = "Thin: single runs; thick: their mean."
-        caption = f"Loss on training and validation samples. {n} Losses of different methods are not comparable."
-        name = _slug(data.name, "learning")
-        pictures.append(figures.lines(name, losses, ("pass", "loss"), caption))
-        caption = f"Top-1 on the validation samples, against all validation images at once. {n}"
-        pictures.append(figures.lines(_slug(data.name, "validation"), top1, ("pass", "validation top-1 %"), caption))
-    noted_pictures = []
-    if weights:
-        caption = "What a method tells of itself after each pass, such as the weights of its losses. Thin: single runs."
-        name = _slug(data.name, "weights")
-        noted_pictures = [figures.lines(name, weights, ("pass", "value"), caption)]
-    return [_section("Learning curves", pictures), _section("Loss weights and what else was noted", noted_pictures)]
+        for key in trained[0].history[0]:
+            if key.startswith(_WEIGHT):
+                found = weights.setdefault(variant.title, {})
+                found[key.removeprefix(_WEIGHT)] = [_curve(run, key) for run in trained]
+            elif key not in _USUAL:
+                noted.setdefault(variant.title, {})[key] = [_curve(run, key) for run in trained]
+    n = "Thin: single runs; thick: their mean."
+    kinds = (
+        ("Learning curves", losses, "loss", f"Losses of different methods are not comparable. {n}"),
+        ("", top1, "validation top-1 %", f"On the validation samples, against all validation images at once. {n}"),
+        ("Loss weights", weights, "weight", f"Mean weight of each loss over a pass (dynamic loss adjustment). {n}"),
+        ("Also noted", noted, "value", f"What a method tells of itself after each pass. {n}"),
+    )
+    sections: dict[str, list[Block]] = {}
+    title = ""
+    for heading, groups, label, caption in kinds:
+        title = heading or title
+        if groups:
+            picture = figures.lines(_slug(data.name, label), groups, ("pass", label), caption)
+            sections.setdefault(title, []).append(picture)
+    return [_section(heading, blocks) for heading, blocks in sections.items()]
 
 
 def _curve(run: Run, key: str, scale: float = 1.0) -> figures.Curve:

@@ -1,0 +1,373 @@
+"""The report of real, tiny runs: it holds all it shows, every picture is described, every number is a record's."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import report_runs
+
+from offline.evaluate import Evaluation
+from offline.report import gather, inside, published, tables, views
+from offline.report.gather import DataSet, Gathered
+from offline.report.page import Document, Picture, Section, Table, Text, to_html
+from offline.report.write import report
+from offline.summary import summarise
+from streamdec.decode.gallery import Gallery
+from streamdec.errors import ConfigError, DataError
+
+VOID = {"meta", "img", "br", "hr", "link"}
+LOCAL = ("data:", "#")
+
+
+class Page(HTMLParser):
+    """Tables, pictures and references of a page; raises where it is not well formed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.pictures: list[dict[str, str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"{self.open} not closed"
+
+    def handle_starttag(self, tag, attributes) -> None:
+        found = dict(attributes)
+        self.tags.add(tag)
+        self.references += [found[key] for key in ("src", "href", "srcset", "action") if key in found]
+        if tag == "img":
+            self.pictures.append(found)
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag in ("h2", "h3"):
+            self.headings.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        elif self.open and self.open[-1] in ("h2", "h3"):
+            self.headings[-1] += data
+
+    def table(self, heading: str) -> list[list[str]]:
+        """The first table with this column."""
+        return next(table for table in self.tables if heading in table[0])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return report_runs.make(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def written(runs) -> Path:
+    out = runs.parent / "out" / "report.html"
+    report([runs], out, markdown=True, categories=runs.parent / "categories.tsv")
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(written) -> Page:
+    return Page(written.read_text())
+
+
+def records(runs: Path, row: str, protocol: str) -> list[Evaluation]:
+    paths = sorted(runs.glob(f"{row}/{protocol}/*/seed-*/evaluations/*.json"))
+    return [msgspec.json.decode(path.read_bytes(), type=Evaluation) for path in paths]
+
+
+def test_page_holds_everything_it_shows(page) -> None:
+    assert all(reference.startswith(LOCAL) for reference in page.references)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed"}
+    assert len(page.pictures) >= 10
+    for picture in page.pictures:
+        kind, _, content = picture["src"].partition(";base64,")
+        assert kind == "data:image/svg+xml"
+        svg = ET.fromstring(base64.b64decode(content))  # noqa: S314 - ours
+        for element in svg.iter():
+            for name, value in element.attrib.items():
+                if name.endswith("href"):
+                    assert value.startswith(LOCAL)
+                assert "url(" not in value or "url(#" in value
+        assert len(picture["alt"]) > 20
+    assert len({picture["src"] for picture in page.pictures}) == len(page.pictures)
+
+
+def test_sections(page) -> None:
+    wanted = "Results Subjects Repetitions Time windows Ablations Ranks and k-way Transductive scores Learning curves"
+    for heading in (wanted, "Geometry by category", "Channels", "Retrieval cases"):
+        assert heading in " ".join(page.headings)
+    for heading in ("Class centres", "Saliency maps", "Loss weights"):
+        assert heading not in page.headings, "nothing to show"
+    assert "simulated data" in page.headings[0]
+    assert "No figure below says anything about people" in page.text
+
+
+def test_numbers_are_the_records(page, runs) -> None:
+    table = page.table("intra-subject, top-1 %")
+    assert not any("published" in heading for heading in table[0]), "simulated"
+    rows = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
+    assert set(rows) == {"ridge", "nice"}
+    for method in rows:
+        for protocol, name in tables.PROTOCOLS.items():
+            found = records(runs, method, protocol)
+            for k, figure in ((1, "top1"), (5, "top5")):
+                values = {(e.subject, e.seed): getattr(e.averaged, figure) for e in found}
+                wanted = tables.percent(summarise(values)) if values else "–"
+                assert rows[method][f"{name}, top-{k} %"] == wanted
+    assert rows["ridge"]["subjects × seeds"] == "2 × 2"
+    one, two = (np.mean([e.averaged.top1 for e in records(runs, row, "intra")]) for row in ("one-alpha", "ridge"))
+    ablations = page.table("changed")
+    assert [row[:2] for row in ablations[1:]] == [["ridge", "as it is"], ["one-alpha", "per_feature=false"]]
+    assert ablations[2][2] == f"{100 * one:.1f} ({100 * (one - two):+.1f})"
+    apart = page.table("Sinkhorn")
+    alone = [e.averaged.top1 for e in records(runs, "ridge", "intra") if e.seed == 0]
+    assert apart[1][2].startswith(f"{100 * np.mean(alone):.1f} ±")
+    of_subject = page.table("sub-01")
+    assert of_subject[0] == ["method", "sub-01", "sub-02"]
+
+
+def test_markdown_has_the_same_tables_and_its_pictures_beside_it(written, page) -> None:
+    text = written.with_suffix(".md").read_text()
+    pictures = sorted((written.parent / "report-figures").iterdir())
+    assert len(pictures) == len(page.pictures)
+    assert all(f"](report-figures/{picture.name})" in text for picture in pictures)
+    for row in page.table("intra-subject, top-1 %"):
+        assert all(cell in text for cell in row)
+
+
+def test_a_browser_shows_every_picture(written, tmp_path, page) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+        widths: [...document.images].map(image => image.naturalWidth),
+        beyond: document.documentElement.scrollWidth - innerWidth }) })</script></body>"""
+    (tmp_path / "probe.html").write_text(written.read_text().replace("</body>", probe))
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,900", f"--user-data-dir={tmp_path}")
+    address = (tmp_path / "probe.html").as_uri()
+    done = subprocess.run([browser, *options, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    title = done.stdout.partition("<title>")[2].partition("</title>")[0]
+    seen = json.loads(title)
+    assert len(seen["widths"]) == len(page.pictures)
+    assert min(seen["widths"]) > 100
+    assert seen["beyond"] <= 0, "nothing sticks out of the window"
+
+
+def test_one_run_is_a_report_too(runs, tmp_path) -> None:
+    run = runs / "nice" / "intra" / "sub-01" / "seed-0"
+    report([run], tmp_path / "one.html")
+    page = Page((tmp_path / "one.html").read_text())
+    assert "1 evaluated runs: 1 of nice" in page.text
+    assert "Ablations" not in page.headings
+    assert "Geometry by category" not in page.headings, "no categories are known"
+
+
+def as_real(gathered: Gathered, n_candidates: int) -> DataSet:
+    """The same figures as if they were THINGS-EEG2's."""
+    (data,) = gathered.data_sets
+    retrieval = msgspec.structs.replace(data.variants[0].entries[0].evaluation.averaged, n_candidates=n_candidates)
+    variants = [
+        msgspec.structs.replace(
+            variant,
+            entries=tuple(
+                msgspec.structs.replace(e, evaluation=msgspec.structs.replace(e.evaluation, averaged=retrieval))
+                for e in variant.entries
+            ),
+        )
+        for variant in data.variants
+    ]
+    return DataSet("things_eeg2", False, False, tuple(variants))
+
+
+def test_published_figures_stand_beside_like_ones_only(runs) -> None:
+    gathered = gather.gather([runs])
+    table = tables.results(as_real(gathered, 200))
+    rows = {row[0]: row for row in table.rows}
+    assert rows["nice"][-2:] == ("16.1 / 43.6", "6.2 / 21.4")
+    assert rows["ridge"][-2:] == ("–", "–"), "never published"
+    others = tables.results(as_real(gathered, 12))
+    assert {row[-2:] for row in others.rows} == {("–", "–")}
+    (simulated,) = gathered.data_sets
+    assert tables.literature(simulated) is None
+    assert "Simulated" in tables.results(simulated).caption
+
+
+def test_published_figures_are_percentages_of_known_methods() -> None:
+    assert set(published.published("things_eeg2")) == {"nice", "atm", "ubp", "neuroalign", "neuroclip", "hvf"}
+    assert set(published.published("things_meg")) == {"ubp", "neuroalign", "hvf"}
+    assert not published.published("things")
+    for row in published.PUBLISHED:
+        for top1, top5 in (row.intra, row.left_out):
+            assert top5 is None or 0 < top1 < top5 < 100
+
+
+def test_gathering(runs, tmp_path) -> None:
+    gathered = gather.gather([runs, runs / "ridge"])
+    (data,) = gathered.data_sets
+    assert len(gathered.runs) == 10, "a run counts once, however often it is named"
+    assert [(v.method, v.title, v.changed, v.base) for v in data.variants] == [
+        ("nice", "nice", "", True),
+        ("ridge", "ridge", "", True),
+        ("ridge", "one-alpha", "per_feature=false", False),
+    ]
+    again = tmp_path / "again" / "ridge" / "intra" / "sub-01" / "seed-0"
+    shutil.copytree(runs / "ridge" / "intra" / "sub-01" / "seed-0", again)
+    shutil.copytree(again, tmp_path / "again" / "unfinished")
+    shutil.rmtree(tmp_path / "again" / "unfinished" / "evaluations")
+    more = gather.gather([runs, tmp_path / "again"])
+    assert more.doubled == (again.resolve(),)
+    assert [path.name for path in more.unfinished] == ["unfinished"]
+    assert len(more.data_sets[0].variants[1].entries) == len(data.variants[1].entries)
+    with pytest.raises(DataError, match="none evaluated"):
+        gather.gather([tmp_path / "again" / "unfinished"])
+    with pytest.raises(DataError, match="nothing there"):
+        gather.gather([tmp_path / "nowhere"])
+    with pytest.raises(DataError, match="no run folder"):
+        gather.gather([_empty(tmp_path)])
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def test_data_that_are_gone_are_said_and_the_rest_is_shown(runs, tmp_path) -> None:
+    alone = tmp_path / "run"
+    shutil.copytree(runs / "ridge" / "intra" / "sub-01" / "seed-0", alone)
+    meta = json.loads((alone / "run.json").read_text())
+    meta["prepared"] = [str(tmp_path / "gone")]
+    (alone / "run.json").write_text(json.dumps(meta))
+    report([alone], tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert "Not looked into" in page.text
+    assert "Results" in page.headings
+    assert "Channels" not in page.headings
+
+
+def test_occlusion_finds_the_one_channel_that_tells() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((12, 5, 8)).astype(np.float32)
+    gallery = Gallery(means[:, 3] + 0.1 * rng.standard_normal((12, 8)), [str(i) for i in range(12)], [""] * 12)
+    before = means.copy()
+
+    def encode(epochs: np.ndarray) -> np.ndarray:
+        return epochs[:, 3] + np.float32(1e-3)
+
+    found = inside.occlusion(encode, means, gallery, np.arange(12))
+    assert np.argmax(found) == 3
+    assert found[3] > 0.5
+    assert np.delete(found, 3) == pytest.approx(0, abs=1e-9)
+    assert np.array_equal(means, before)
+    queries = encode(means)
+    cosines = queries @ gallery.features.T / np.linalg.norm(queries, axis=1)[:, None]
+    wanted = [cosines[i, i] - np.mean(np.delete(cosines[i], i)) for i in range(12)]
+    assert inside.margin(queries, gallery, np.arange(12)) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_places_on_the_scalp() -> None:
+    names = ("Oz", "Fpz", "T7", "T8", "Cz")
+    oz, fpz, t7, t8, cz = views.flattened(names)
+    assert oz[1] < -0.8 < 0.8 < fpz[1], "nose up"
+    assert t7[0] < -0.8 < 0.8 < t8[0]
+    assert np.linalg.norm(cz) < 0.1
+    assert max(np.linalg.norm([oz, fpz, t7, t8], axis=1)) < 1.1
+    assert views.flattened(("Oz", "Cz", "Pz", "MEG0111")) is None
+    assert views.flattened(("Oz", "Cz", "Pz")) is None
+
+
+def test_scalp_map_names_the_strongest_channel() -> None:
+    values = {"sub-01": np.array([0.0, 0.2, 0.0, 0.0]), "sub-02": np.array([0.01, 0.4, 0.0, -0.01])}
+    found = views.scalp("map", "ridge", values, report_runs.CH_NAMES, "")
+    assert "most on average: Oz, O1" in found.alt
+    assert views.scalp("map", "ridge", values, tuple("ABCD"), "") is None
+
+
+def test_embedding_keeps_clusters_apart() -> None:
+    rng = np.random.default_rng(0)
+    centres = np.eye(3, 20)[np.repeat(np.arange(3), 12)]
+    places = views.embedded(centres + 0.02 * rng.standard_normal((36, 20)))
+    distances = np.linalg.norm(places[:, None] - places, axis=2)
+    same = np.equal.outer(np.repeat(np.arange(3), 12), np.repeat(np.arange(3), 12))
+    assert distances[same].max() < distances[~same].min()
+
+
+def test_cases_are_drawn_from_hits_and_misses(runs) -> None:
+    (data,) = gather.gather([runs]).data_sets
+    test = report_opened(data)
+    seen = inside.look(test)
+    scores = np.zeros((12, 12), np.float32)
+    scores[np.arange(12), np.arange(12)] = 1
+    scores[:3] = np.roll(scores[:3], 1, axis=1)  # three queries take the next one's
+    seen = msgspec.structs.replace(seen, scores=scores, target=np.arange(12))
+    right, wrong = inside.cases(seen, 20)
+    assert (len(right), len(wrong)) == (9, 3)
+    assert all(case.first[0] == case.own and case.rank == 0 for case in right)
+    assert all(case.first[0] == case.own + 1 for case in wrong)
+    assert [inside.cases(seen, 2) for _ in range(2)] == [inside.cases(seen, 2)] * 2
+
+
+def report_opened(data: DataSet):
+    from offline.experiment import open_test
+
+    return open_test(data.variants[1].of("intra")[0].run.path)
+
+
+def test_categories(runs, tmp_path) -> None:
+    (data,) = gather.gather([runs]).data_sets
+    prepared = report_opened(data).prepared
+    found = inside.categories(prepared, runs.parent / "categories.tsv")
+    assert [found[item.id] for item in prepared.meta.items["test"]] == [report_runs.KINDS[i % 3] for i in range(12)]
+    assert inside.most_frequent([*found.values(), None, "rare"], 7) == list(report_runs.KINDS)
+    assert inside.categories(prepared, None) == {}, "nothing is known"
+    header = "file\tshape=disc\tshape=star\tx\n"
+    rows = [f"{item.image}\t{i % 2}\t{1 - i % 2}\t0.3" for i, item in enumerate(prepared.meta.items["test"])]
+    attributes = Path(prepared.meta.images) / "image_attributes.tsv"
+    attributes.write_text(header + "\n".join(rows))
+    assert list(inside.categories(prepared, None).values()) == ["star", "disc"] * 6
+    attributes.unlink()
+    (tmp_path / "t.csv").write_text("concept,kind\nx,y\n")
+    with pytest.raises(ConfigError, match="category"):
+        inside.categories(prepared, tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("concept,category\nx,y\n")
+    with pytest.raises(ConfigError, match="none of the test items"):
+        inside.categories(prepared, tmp_path / "t.csv")
+    with pytest.raises(DataError, match="categories"):
+        inside.categories(prepared, tmp_path / "nowhere.tsv")
+
+
+def test_text_is_text_and_empty_sections_are_left_out() -> None:
+    table = Table((("a|b", "text"), ("n", "number")), (("<b>", "1"),), "cap & tion")
+    picture = Picture("x.svg", b"<svg/>", 'a "quoted" <alt>', "")
+    document = Document(
+        "A & <B>",
+        (Text("<script>alert(1)</script>"),),
+        (Section("Empty", ()), Section("Outer", ()), Section("Inner", (table, picture), 3), Section("Last", ())),
+    )
+    page = Page(to_html(document, "me"))
+    assert page.headings == ["Outer", "Inner"]
+    assert page.tables == [[["a|b", "n"], ["<b>", "1"]]]
+    assert page.pictures[0]["alt"] == 'a "quoted" <alt>'
+    assert "script" not in page.tags
