@@ -141,7 +141,7 @@ def _compile(bundle: Bundle, head: Head, wanted: Wanted, cache: Path, real: Floa
     digest = bundle.manifest.files[head.encoder]
     modules = packages(kind)
     here = machine(torch, device)
-    network = _network(bundle, head).to(device)
+    network = rebuilt(bundle, head).to(device)
     folder = slot(cache, digest, kind, device)
     part = folder.with_name(f".{folder.name}.{uuid4().hex}")
     part.mkdir(parents=True)
@@ -192,8 +192,16 @@ def _write(folder: Path, build: Build) -> None:
         (folder / name).chmod(0o600)
 
 
-def _network(bundle: Bundle, head: Head) -> nn.Module:
-    """Rebuild the trained network, for one subject, of plain layers: (B, *head.shape) -> (B, head.dim)."""
+def rebuilt(bundle: Bundle, head: Head) -> nn.Module:
+    """Rebuild a head's trained network, for the bundle's subject, of plain layers: (B, *head.shape) -> (B, head.dim).
+
+    Raises
+    ------
+    BundleError
+        The bundle has no weights for it, or they are not its method's.
+    EngineError
+        They have another size than the ONNX encoder.
+    """
     manifest = bundle.manifest
     weights = bundle.weights(head)
     try:

@@ -93,7 +93,7 @@ def test_aotinductor_from_the_command_to_the_live_engine(folder: Path, capsys: p
 
 def test_what_is_exported_computes_what_onnx_does(bundle: Bundle) -> None:
     (head,) = bundle.manifest.heads
-    network = engines._network(bundle, head)
+    network = engines.rebuilt(bundle, head)
     epochs = made_up(bundle, head, 5)
     wanted = OnnxEngine(bundle.encoder(head), head).run_batch(epochs)
     for most in (1, 5):
