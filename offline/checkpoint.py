@@ -149,7 +149,7 @@ def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], state: Any = None) 
     partial = path.with_name(path.name + ".partial")
     metadata = {"state": msgspec.json.encode(state).decode()}
     try:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata)
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, partial, metadata)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
