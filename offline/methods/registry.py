@@ -1,4 +1,4 @@
-"""The methods by name. Reading this imports torch only when a method that needs it is asked for."""
+"""The methods by name, each in the file of its name. torch is imported when a method that needs it is asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from streamdec.errors import ConfigError
 
 from .base import Method
 
-_METHODS = {"nice": ("nice", "NICE"), "ridge": ("ridge", "RIDGE")}
-NAMES = tuple(sorted(_METHODS))
+NAMES = ("atm", "hvf", "mused", "neuroalign", "neuroclip", "nice", "ridge", "thought2text", "ubp")
 
 
 def method(name: str) -> Method:
@@ -20,8 +19,7 @@ def method(name: str) -> Method:
     ConfigError
         There is none of this name.
     """
-    if name not in _METHODS:
+    if name not in NAMES:
         raise ConfigError("method", got=name, allowed=", ".join(NAMES))
-    module, attribute = _METHODS[name]
-    found: Method = getattr(import_module(f"{__package__}.{module}"), attribute)
+    found: Method = getattr(import_module(f"{__package__}.{name}"), name.upper())
     return found
