@@ -57,6 +57,12 @@ class HvfLearner(Learner):
 
     def __init__(self, settings: HvfSettings, shapes: Shapes) -> None:
         super().__init__()
+        if not shapes.targets or not all(role.isidentifier() for role in shapes.targets):
+            raise ConfigError(
+                "target features of hvf",
+                got=", ".join(shapes.targets) or "none",
+                allowed="one or more, named by letters, digits and _",
+            )
         self.dim = settings.n_dims
         self.network = NETWORKS[settings.backbone](*shapes.epochs, self.dim)
         widths = {role: math.prod(shape) for role, shape in shapes.targets.items()}
