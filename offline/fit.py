@@ -119,11 +119,17 @@ class Learner(nn.Module):
         Prefixes of names in the state that are never stored: pretrained weights that are found again by their name.
     passing : tuple of str
         Prefixes of names that are stored while training goes on, and not with the trained encoder.
+    plain : tuple of str
+        Roles whose features are never standardised.
+    standards : mapping of str to (Tensor, Tensor)
+        Centre and scale (D,) per role where they are known before; :meth:`begin` may say so.
     """
 
     dim: int
     frozen: tuple[str, ...] = ()
     passing: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    standards: Mapping[str, tuple[Tensor, Tensor]] = {}
 
     def begin(self, training: Training) -> None:
         """See the samples before training: make what depends on their number or their concepts."""

@@ -127,6 +127,16 @@ class Method:
     open_roles: bool = False
 
 
+def concepts(training: Training) -> tuple[tuple[str, ...], Int64]:
+    """Number the concepts in alphabetical order: their names, and each item's number (n_items,).
+
+    Items of which every sample is held out have -1: nothing is learned of their concept.
+    """
+    names, of_item = np.unique([item.concept for item in training.items], return_inverse=True)
+    shown = np.isin(of_item, of_item[training.item[~training.held]])
+    return tuple(str(name) for name in names), np.where(shown, of_item, -1).astype(np.int64)
+
+
 def standard(targets: Float32) -> tuple[Float64, Float64]:
     """Mean and deviation of target features (n, D), (D,) each; the deviation of a constant feature is given as 1."""
     wide = targets.astype(np.float64)

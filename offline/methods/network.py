@@ -63,7 +63,7 @@ class _Standardised(Learner):
         self.learner, self.dim = learner, learner.dim
         self.frozen = tuple(f"learner.{prefix}" for prefix in learner.frozen)
         self.passing = tuple(f"learner.{prefix}" for prefix in learner.passing)
-        self._roles = [role for role, shape in shapes.targets.items() if len(shape) == 1]
+        self._roles = [role for role, shape in shapes.targets.items() if len(shape) == 1 and role not in learner.plain]
         for role in self._roles:
             self.register_buffer(f"centre_{role}", torch.zeros(shapes.targets[role]))
             self.register_buffer(f"scale_{role}", torch.ones(shapes.targets[role]))
@@ -71,9 +71,10 @@ class _Standardised(Learner):
     def standardise(self, training: Training) -> None:
         shown = np.unique(training.item[~training.held])
         for role in self._roles:
-            centre, scale = standard(np.asarray(training.targets[role][shown]))
-            getattr(self, f"centre_{role}").copy_(torch.from_numpy(centre))
-            getattr(self, f"scale_{role}").copy_(torch.from_numpy(scale))
+            known = self.learner.standards.get(role)
+            centre, scale = known or map(torch.from_numpy, standard(np.asarray(training.targets[role][shown])))
+            getattr(self, f"centre_{role}").copy_(centre)
+            getattr(self, f"scale_{role}").copy_(scale)
 
     def _scaled(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scaled = dict(targets)
@@ -194,9 +195,9 @@ def network(
             kind=training.kind,
         )
         learner = _Standardised(build(chosen, shapes), shapes)
+        learner.begin(training)
         if chosen.standardise and training.kind == "stimulus":
             learner.standardise(training)
-        learner.begin(training)
         notes = train(learner, training, chosen.schedule, seed=seed, device=device, run=run, report=report)
         encoder = NetworkEncoder(learner, chosen, shapes)
         return Fitted(encoder, encoder, notes)
