@@ -61,9 +61,9 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A method with its settings: one row of a table.
 
-    ``targets`` per role the name of target features; ``settings`` what differs from the published ones, keys as in
-    ``configs/methods``; ``stores`` the name of a preparation, where the grid has several; ``protocols`` where they are
-    not the grid's.
+    ``targets`` per role the name of target features; ``settings`` what differs from the published ones, also below
+    ``schedule``, keys as in ``configs/methods``; ``stores`` the name of a preparation, where the grid has several;
+    ``protocols`` where they are not the grid's.
     """
 
     method: str
@@ -159,7 +159,8 @@ def cells(grid: Grid) -> list[Cell]:
     for name, entry in grid.methods.items():
         where = f"methods.{name}"
         _check_name(name)
-        settings = convert(entry.settings, method(entry.method).settings, f"{where}.settings")
+        kind = method(entry.method).settings
+        settings = convert(merged(msgspec.to_builtins(kind()), entry.settings), kind, f"{where}.settings")
         check_roles(method(entry.method), entry.targets)
         targets = {role: _named(grid.targets, of, f"{where}.targets.{role}") for role, of in entry.targets.items()}
         preparation = entry.stores or (next(iter(grid.stores)) if len(grid.stores) == 1 else "")
@@ -173,6 +174,16 @@ def cells(grid: Grid) -> list[Cell]:
     if not made:
         raise ConfigError("grid", got="no cells", allowed="a method, a protocol, a subject and a seed or more")
     return list(made.values())
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, the second's where it has any."""
+    both = {key: merged(first[key], second[key]) for key in first if _is_nested(first[key], second.get(key))}
+    return {**first, **second, **both}
+
+
+def _is_nested(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _folds(protocol: Protocol, stores: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:

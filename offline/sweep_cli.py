@@ -12,10 +12,14 @@ from rich.table import Table
 from streamdec.errors import DataError
 
 from .console import progress, tell
+from .tables import NAMES as TABLES
 
 if TYPE_CHECKING:
     from .evaluate import Retrieval
+    from .progress import Report
     from .sweep import Executor, Resources, Result, Swept
+
+_CAPTION = "mean ± SD over subjects, all repetitions averaged"
 
 
 def add(commands: Any) -> None:
@@ -25,6 +29,21 @@ def add(commands: Any) -> None:
     sweep.add_argument("out", type=Path, help="folder of the run folders; what is finished there is not done again")
     _add_ray(sweep)
     sweep.set_defaults(run=_sweep)
+
+    reproduce = commands.add_parser("reproduce", help="a published table, from the data to its figures")
+    reproduce.add_argument("table", metavar="TABLE", help=", ".join(TABLES))
+    reproduce.add_argument("out", type=Path, help="folder for all that is made; what is there is not made again")
+    data = reproduce.add_mutually_exclusive_group(required=True)
+    data.add_argument("--root", type=Path, help="folder above the data set")
+    data.add_argument(
+        "--simulated", action="store_true", help="the same grid on a few simulated subjects, with analytic encoders"
+    )
+    reproduce.add_argument("--layout", help="of the data, where there are several; prepare --check names them")
+    reproduce.add_argument("--cpus", type=float, default=1.0, help="cores of a run (default: 1); Ray counts them")
+    reproduce.add_argument("--gpus", type=float, default=0.0, help="GPUs of a run, or a share of one (default: none)")
+    reproduce.add_argument("--memory", type=float, default=0.0, metavar="GIB", help="of a run; default: not said")
+    _add_ray(reproduce)
+    reproduce.set_defaults(run=_reproduce)
 
 
 def _add_ray(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +61,34 @@ def _sweep(args: argparse.Namespace, out: Console, err: Console) -> None:
     _show(out, err, swept, args.out)
 
 
+def _reproduce(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from . import reproduce
+    from .sweep import Resources
+
+    resources = Resources(cpus=args.cpus, gpus=args.gpus, memory=args.memory)
+    table, root = reproduce.table(args.table), args.root
+    with progress(err) as report:
+        if args.simulated:
+            table, root = reproduce.simulated(table), args.out / "simulated"
+            report = _saying("simulated", report)
+            reproduce.simulate(table.simulated, root, report)
+        swept = reproduce.reproduce(
+            table,
+            root,
+            args.out,
+            layout=args.layout,
+            resources=resources,
+            execute=_executor(args.ray, resources),
+            report=report,
+        )
+    tell(out, f"{'simulated ' if args.simulated else ''}{args.table}: {' '.join(table.about.split())}")
+    _show(out, err, swept, args.out / "runs")
+
+
+def _saying(what: str, report: Report) -> Report:
+    return lambda line, done=0, total=0: report(f"{what}: {line}", done, total)
+
+
 def _executor(address: str | None, resources: Resources) -> Executor:
     from .on_ray import on_ray
     from .sweep import one_by_one
@@ -51,25 +98,27 @@ def _executor(address: str | None, resources: Resources) -> Executor:
 
 def _show(out: Console, err: Console, swept: Swept, folder: Path) -> None:
     """Mean and deviation over subjects of each row of the table; then what failed."""
-    rows: dict[tuple[str, str, bool], list[Result]] = {}
+    rows: dict[tuple[str, str], list[Result]] = {}
     for result in swept.results:
         entry, fold, *_ = result.cell.split("/")
-        rows.setdefault((entry, fold, result.simulated), []).append(result)
-    table = Table("", "protocol", "data", "subjects", "seeds", "top-1 %", "top-5 %", caption="mean ± SD over subjects")
-    for (entry, fold, simulated), results in rows.items():
-        data = f"{results[0].dataset}{', simulated' if simulated else ''}"
-        shown = {(result.subject, result.seed): result.averaged or result.single for result in results}
-        subjects, seeds = ({key[i] for key in shown} for i in (0, 1))
-        table.add_row(
-            entry, fold, data, str(len(subjects)), str(len(seeds)), _mean(shown, "top1"), _mean(shown, "top5")
-        )
-    if rows:
+        rows.setdefault((entry, fold), []).append(result)
+    for title in dict.fromkeys(_title(result) for result in swept.results):
+        table = Table("", "protocol", "subjects", "seeds", "top-1 %", "top-5 %", title=title, caption=_CAPTION)
+        for (entry, fold), results in rows.items():
+            shown = {(r.subject, r.seed): r.averaged or r.single for r in results if _title(r) == title}
+            counts = (str(len({key[i] for key in shown})) for i in (0, 1))
+            if shown:
+                table.add_row(entry, fold, *counts, _mean(shown, "top1"), _mean(shown, "top5"))
         out.print(table)
     tell(out, f"{folder}: {len({result.cell for result in swept.results})} cells, {len(swept.results)} evaluations")
     for cell, failure in swept.failures.items():
         tell(err, f"{cell}: failed {failure.attempts} times; {failure.error}")
     if swept.failures:
         raise DataError(f"{len(swept.failures)} cells failed", do="the same command tries them, and only them, again")
+
+
+def _title(result: Result) -> str:
+    return f"{'simulated data' if result.simulated else 'data'} {result.dataset}"
 
 
 def _mean(shown: dict[tuple[str, int], Retrieval], figure: str) -> str:
