@@ -60,6 +60,16 @@ def add(commands: Any) -> None:
     _add_half(recording)
     recording.set_defaults(run=_prepare_recording)
 
+    fetch = commands.add_parser("fetch", help="public data sets: which there are, their terms, their files")
+    fetch.add_argument("data_set", nargs="?", metavar="DATASET", help="its terms and files; without: which there are")
+    fetch.add_argument(
+        "out", type=Path, nargs="?", metavar="DEST", help="folder; a call that was cut off goes on there"
+    )
+    fetch.add_argument("--subject", action="append", default=[], help="such as sub-01; may be repeated; default: all")
+    fetch.add_argument("--accept-terms", action="store_true", help="you have read the terms and keep to them")
+    fetch.add_argument("--listing", type=Path, help="TOML of your own, in the form of offline/data/files.toml")
+    fetch.set_defaults(run=_fetch)
+
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="folder above the files and the images")
@@ -137,6 +147,35 @@ def _prepare(source: Source, whitening: Whitening, args: argparse.Namespace, out
     with progress(err) as report:
         meta = prepare(source, whitening, args.out, report, "float16" if args.half else "float32")
     _say_prepared(out, args.out, meta)
+
+
+def _fetch(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .data import fetch
+
+    known = fetch.listing(args.listing or fetch.LISTING)
+    if args.data_set is None:
+        for name, data_set in known.items():
+            tell(out, f"{name}: {data_set.what}")
+        return
+    if args.data_set not in known:
+        raise ConfigError("data set", got=args.data_set, allowed=", ".join(known))
+    data_set = known[args.data_set]
+    files = data_set.of(args.subject)
+    if args.out is None:
+        for text in (data_set.what, f"terms: {data_set.terms}", f"page: {data_set.page}", f"from: {data_set.source}"):
+            tell(out, text)
+        for file in files:
+            stated = f"sha256 {file.sha256}" if file.sha256 else f"md5 {file.md5}" if file.md5 else "no checksum listed"
+            tell(out, f"  {file.path}  {file.url}  {stated}")
+        return
+    if not args.accept_terms:
+        raise ConfigError(f"terms of {args.data_set}: {data_set.terms}", do=f"read {data_set.page}, add --accept-terms")
+    for file in files:
+        with progress(err) as report:
+            checked = fetch.fetch(file, args.out, report)
+        tell(out, f"{args.out / file.path}: {checked}")
+    if data_set.after:
+        tell(out, f"now {data_set.after}")
 
 
 def _say_prepared(out: Console, path: Path, meta: Meta) -> None:

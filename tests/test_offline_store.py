@@ -76,7 +76,7 @@ def test_full_disk(tmp_path, limit: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(DataError, match=r"cannot write .*half; got File too large"):
+        with pytest.raises(DataError, match=r"cannot write .*half; got .*File too large"):
             store()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
