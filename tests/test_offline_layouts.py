@@ -14,11 +14,13 @@ import torch
 from miniatures import CONCEPTS, Truth
 
 from offline import cli
-from offline.data import image_set, layouts, things_fmri
+from offline.data import image_set, layouts, things_fmri, things_meg
 from offline.data.epoch_files import EpochFiles
 from offline.data.prepare import Recipe, prepare
 from offline.data.store import Prepared
+from streamdec.config import convert, read_toml
 from streamdec.errors import ConfigError, DataError
+from streamdec.signal.chain import Chain
 from streamdec.signal.spec import BandPass, Standardise, Whiten
 from streamdec.simulate.leadfield import CH_NAMES
 
@@ -326,3 +328,17 @@ def test_official_whitener_is_refused_where_nothing_is_repeated(tmp_path: Path) 
     source = layouts.source(tmp_path / "data", "sub-01", dataset="things_meg", recipe=recipe)
     with pytest.raises(DataError, match="no stimulus twice"):
         prepare(source, "official", tmp_path / "store")
+
+
+def test_configs_are_what_they_say() -> None:
+    folder = Path(__file__).parents[1] / "configs" / "data"
+    official = convert(read_toml(folder / "things_eeg2_official.toml"), Recipe, "config")
+    assert official.ch_names == miniatures.OFFICIAL_17
+    assert Chain(official.signal((), 1000.0), {"whitener": np.eye(17)}).shape == (17, 100)
+    assert official.whitener == "official"
+    meg = convert(read_toml(folder / "things_meg.toml"), Recipe, "config")
+    assert (meg.tmin, meg.tmax) == (things_meg.RECIPE.tmin, things_meg.RECIPE.tmax)
+    fmri = convert(read_toml(folder / "things_fmri.toml"), things_fmri.FmriSettings, "config")
+    assert fmri == things_fmri.FmriSettings()
+    readme = (folder.parent / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in fmri.__struct_fields__)
