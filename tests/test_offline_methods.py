@@ -16,14 +16,16 @@ import tiny_store
 import tiny_targets
 import torch
 
-from offline import evaluate
+from offline import engines, evaluate
 from offline.data.store import Prepared
+from offline.engines import Wanted
 from offline.experiment import evaluate_run, fit, open_run
 from offline.export import export
 from offline.methods.registry import NAMES, method
 from offline.targets.store import Targets
 from streamdec.config import convert
 from streamdec.decode import bundle as bundles
+from streamdec.decode.bundle import Bundle
 from streamdec.decode.engine import OnnxEngine
 from streamdec.signal.chain import Chain
 
@@ -99,15 +101,19 @@ def fitted(request, store: Prepared) -> Path:
     return run(request.param, [store], store.path.parent / request.param)
 
 
+@pytest.fixture(scope="module")
+def bundle(fitted: Path) -> Bundle:
+    export([fitted], fitted.parent / f"{fitted.name}.zip")
+    return bundles.read(fitted.parent / f"{fitted.name}.zip")
+
+
 def test_decides_above_chance(fitted: Path) -> None:
     found = evaluate_run(fitted).averaged
     assert found is not None
     assert found.top1_interval[0] > found.chance == 1 / 12, found.top1
 
 
-def test_bundle_decides_as_the_trained_encoder(fitted: Path, store: Prepared, tmp_path: Path) -> None:
-    export([fitted], tmp_path / "bundle.zip")
-    bundle = bundles.read(tmp_path / "bundle.zip")
+def test_bundle_decides_as_the_trained_encoder(fitted: Path, bundle: Bundle, store: Prepared) -> None:
     (head,) = bundle.manifest.heads
     engine, chain = OnnxEngine(bundle.encoder(head), head), Chain(bundle.manifest.signal, bundle.arrays)
     _, _, _, encoder = open_run(fitted)
@@ -117,6 +123,18 @@ def test_bundle_decides_as_the_trained_encoder(fitted: Path, store: Prepared, tm
         scores = bundle.gallery.scores(engine(chain(np.asarray(epoch))))
         np.testing.assert_allclose(scores, expected, atol=1e-4)
         assert np.argmax(scores) == np.argmax(expected)
+
+
+def test_what_is_compiled_is_what_onnx_computes(bundle: Bundle) -> None:
+    """Up to the compilers, which take the program as it is here."""
+    (head,) = bundle.manifest.heads
+    epochs = engines.made_up(bundle, head, 4)
+    expected = OnnxEngine(bundle.encoder(head), head).run_batch(epochs)
+    network = engines.rebuilt(bundle, head)
+    for most in (1, 4):
+        program = engines.exported(network, head.shape, Wanted("aoti", max_batch=most)).module()
+        made = program(torch.from_numpy(epochs[:most]))
+        np.testing.assert_allclose(made, expected[:most], atol=1e-4 * np.abs(expected).max())
 
 
 def test_epochs_and_items_are_encoded_one_by_one(fitted: Path, store: Prepared) -> None:
