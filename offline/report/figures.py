@@ -26,7 +26,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 INK, SOFT = "#1f2328", "#8b949e"  # stand for the page's own colours: see _SCHEME
-WIDTH = 7.4  # inches
+WIDTH = 8.8  # inches
 
 _SCHEME = (
     "<style>svg{color:%s}@media screen and (prefers-color-scheme:dark){svg{color:#e6e9ec}}</style>" % INK  # noqa: UP031
@@ -96,24 +96,29 @@ def panels(figure: Figure, n: int, columns: int, **shared: Any) -> list[Axes]:
 
 
 def per_subject(
-    name: str, values: Mapping[str, Mapping[str, Sequence[float]]], n_queries: int, chance: float, caption: str
+    name: str,
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+    numbers: Mapping[str, int],
+    n_queries: int,
+    chance: float,
+    caption: str,
 ) -> Picture:
     """Bars of every subject, a panel per method.
 
-    ``values`` per method and subject the top-1 of each seed; whiskers are the binomial 95 % interval of ``n_queries``
-    at the mean, dots the seeds.
+    ``values`` per method and subject the top-1 of each seed, ``numbers`` what each method's colour is; whiskers are the
+    binomial 95 % interval of ``n_queries`` at the mean, dots the seeds.
     """
     subjects = sorted({subject for of_method in values.values() for subject in of_method})
     places = np.arange(len(subjects))
 
     def draw(figure: Figure) -> None:
         axes = panels(figure, len(values), 3, sharey=True)
-        for number, (ax, (method, of_subject)) in enumerate(zip(axes, values.items(), strict=True)):
+        for ax, (method, of_subject) in zip(axes, values.items(), strict=True):
             means = np.array([np.mean(of_subject.get(subject, [np.nan])) for subject in subjects])
             known = np.flatnonzero(np.isfinite(means))
             bounds = np.array([binomial_interval(means[i], n_queries) for i in known]).reshape(-1, 2)
             reach = np.abs(bounds.T - means[known])
-            ax.bar(places, 100 * means, 0.7, color=COLOURS[number % len(COLOURS)], alpha=0.85)
+            ax.bar(places, 100 * means, 0.7, color=style(numbers[method])["color"], alpha=0.85)
             ax.errorbar(places[known], 100 * means[known], 100 * reach, fmt="none", ecolor=INK, elinewidth=0.9)
             for place, subject in zip(places, subjects, strict=True):
                 seeds = of_subject.get(subject, [])
@@ -125,7 +130,8 @@ def per_subject(
             crowded = len(subjects) > 4
             ax.set_xticks(places, subjects, rotation=90 if crowded else 0, fontsize=7.5 if crowded else 9)
             ax.tick_params(axis="x", length=0)
-            ax.set_ylim(bottom=0)
+            ax.set_xlim(-0.6, len(subjects) - 0.4)
+        axes[0].set_ylim(bottom=0)  # last: it ends the scaling to what is drawn
         for ax in axes[:: min(3, len(axes))]:
             ax.set_ylabel("top-1 %")
 
@@ -140,34 +146,31 @@ def per_subject(
 def curves(
     name: str,
     groups: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
+    numbers: Mapping[str, int],
     labels: tuple[str, str],
-    chance: float | None,
+    chance: float,
     caption: str,
     *,
     doubling: bool = False,
-    scale: float = 100.0,
 ) -> Picture:
-    """Draw curves with bands, a panel per group.
+    """Draw shares in percent as curves with bands, a panel per group.
 
     ``groups`` per panel and method, at each x the values that are averaged, such as one per subject; the band is their
-    sample deviation. ``doubling`` sets x in steps of two; ``scale`` y is multiplied by.
+    sample deviation. ``numbers`` what each method's colour is; ``doubling`` sets x in steps of two.
     """
-    methods = list(dict.fromkeys(method for of_group in groups.values() for method in of_group))
 
     def draw(figure: Figure) -> None:
         axes = panels(figure, len(groups), 2, sharey=True)
         for ax, (title, of_group) in zip(axes, groups.items(), strict=True):
             for method, points in of_group.items():
                 x = np.array(sorted(points))
-                mean = scale * np.array([np.mean(points[at]) for at in x])
-                ax.plot(x, mean, label=method, **style(methods.index(method)))
+                mean = 100 * np.array([np.mean(points[at]) for at in x])
+                ax.plot(x, mean, label=method, **style(numbers[method]))
                 if all(len(points[at]) > 1 for at in x):
-                    band = scale * np.array([np.std(points[at], ddof=1) for at in x])
-                    colour = style(methods.index(method))["color"]
+                    band = 100 * np.array([np.std(points[at], ddof=1) for at in x])
+                    colour = style(numbers[method])["color"]
                     ax.fill_between(x, mean - band, mean + band, color=colour, alpha=0.15, linewidth=0)
-            if chance is not None:
-                ax.axhline(scale * chance, color=INK, linewidth=0.9, linestyle=":")
-                ax.annotate("chance", (1, scale * chance), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+            ax.axhline(100 * chance, color=INK, linewidth=0.9, linestyle=":")
             if doubling:
                 at = sorted({place for points in of_group.values() for place in points})
                 ax.set_xscale("log", base=2)
@@ -176,17 +179,18 @@ def curves(
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             ax.set_title(title)
             ax.set_xlabel(labels[0])
-            ax.set_ylim(bottom=0)
+        ax.annotate("chance", (1.01, 100 * chance), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel(labels[1])
-        _legend(figure, axes, methods)
+        _legend(figure, axes, sorted(numbers, key=lambda method: numbers[method]))
 
     said = "; ".join(
-        f"{title}, {method}: " + ", ".join(f"{x:g}: {scale * np.mean(points[x]):.3g}" for x in sorted(points))
+        f"{title}, {method}: " + ", ".join(f"{x:g}: {100 * np.mean(points[x]):.3g}" for x in sorted(points))
         for title, of_group in groups.items()
         for method, points in of_group.items()
     )
-    height = 3.1 if len(groups) < 3 else 0.3 + 2.7 * -(-len(groups) // 2)
-    width = WIDTH if len(groups) > 1 else 0.72 * WIDTH
+    height = 3.3 if len(groups) < 3 else 0.3 + 2.7 * -(-len(groups) // 2)
+    width = WIDTH if len(groups) > 1 else 0.65 * WIDTH
     return drawn(name, (width, height), draw, f"Curves of {labels[1]} over {labels[0]}. {said}.", caption)
 
 

@@ -56,14 +56,15 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
 class Variant(msgspec.Struct, frozen=True, eq=False):
     """Runs of one method that differ in subject, protocol and seed alone.
 
-    ``title`` unique in a data set; ``base`` whether it is the method itself, against which ablations are held;
-    ``changed`` what another one changes, such as ``dla=fixed``.
+    ``title`` unique in a data set; ``named`` whether it is a name that somebody gave; ``base`` whether it is the method
+    itself, against which ablations are held; ``changed`` what another one changes, such as ``dla=fixed``.
     """
 
     method: str
     title: str
     changed: str
     base: bool
+    named: bool
     entries: tuple[Entry, ...]
 
     def of(self, protocol: str) -> tuple[Entry, ...]:
@@ -87,6 +88,11 @@ class DataSet(msgspec.Struct, frozen=True, eq=False):
     def bases(self) -> tuple[Variant, ...]:
         """One per method."""
         return tuple(variant for variant in self.variants if variant.base)
+
+    def numbers(self) -> dict[str, int]:
+        """Number the variants by title, methods as they are first: one colour each in all figures."""
+        ordered = sorted(self.variants, key=lambda variant: not variant.base)
+        return {variant.title: number for number, variant in enumerate(ordered)}
 
     def protocols(self) -> tuple[str, ...]:
         """Those that have entries."""
@@ -247,11 +253,11 @@ def _family(name: str, entries: Sequence[Entry]) -> list[Variant]:
         changed = ", ".join(_change(varying[i], values[i]) for i in differing)
         row, members = values[-1], tuple(groups[values])
         if values == base:
-            out.append(Variant(name, row or name, "", True, members))
+            out.append(Variant(name, row or name, "", True, True, members))
             continue
-        named = row and sum(other[-1] == row for other in groups) == 1
+        named = bool(row) and sum(other[-1] == row for other in groups) == 1
         title = row if named else f"{row or name}, {changed}"
-        out.append(Variant(name, title, changed or "prepared otherwise", False, members))
+        out.append(Variant(name, title, changed or "prepared otherwise", False, named, members))
     return out
 
 

@@ -114,7 +114,7 @@ def margin(queries: Float32, gallery: Gallery, target: Int64) -> Float64:
     return out
 
 
-def cases(seen: Look, n: int = 4, seed: int = 0) -> tuple[list[Case], list[Case]]:
+def cases(seen: Look, n: int, seed: int = 0) -> tuple[list[Case], list[Case]]:
     """Draw queries whose own candidate came first, and such whose did not, at most ``n`` of each; chosen by chance."""
     rank = metrics.ranks(seen.scores, seen.target)
     order = np.random.default_rng(seed).permutation(len(rank))

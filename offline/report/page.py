@@ -29,7 +29,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Rows of cells; ``columns`` headings and how they are set; ``bold`` rows that stand out, by index."""
+    """Rows of cells; ``columns`` headings, of one line or more, and how they are set; ``bold`` rows by index."""
 
     columns: tuple[tuple[str, Column], ...]
     rows: tuple[tuple[str, ...], ...]
@@ -92,20 +92,20 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .8rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.08rem; margin: 2rem 0 .6rem; }
 p { max-width: 46rem; }
-nav { margin: 1.4rem 0; font-size: .95rem; } nav a { margin-right: 1.1rem; white-space: nowrap; }
+nav { margin: 1.4rem 0; font-size: .92rem; } nav a { margin-right: 1.1rem; white-space: nowrap; }
+nav .level2 { display: block; font-weight: 600; margin-top: .7rem; }
 a { color: var(--accent); }
 .note { border-left: 4px solid var(--warn); background: var(--warn-ground); color: var(--warn);
   padding: .6rem .9rem; border-radius: 0 4px 4px 0; font-weight: 600; }
 figure { margin: 1.6rem 0; }
 figure img { display: block; max-width: 100%; height: auto; }
-figcaption, caption { color: var(--soft); font-size: .9rem; }
-figcaption { margin-top: .5rem; max-width: 46rem; }
-.wide { overflow-x: auto; margin: 1.4rem 0; }
+figcaption { color: var(--soft); font-size: .9rem; margin-top: .6rem; max-width: 46rem; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: .6rem; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom; }
-th.number, td.number { text-align: right; white-space: nowrap; padding-left: .8rem; }
+thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom; white-space: pre; }
+th.number, td.number { text-align: right; padding-left: .8rem; }
+td.number { white-space: nowrap; }
 tr.bold td { font-weight: 650; }
 footer { margin-top: 4rem; color: var(--soft); font-size: .85rem; }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; }
@@ -118,8 +118,9 @@ def to_html(document: Document, made_by: str) -> str:
     """Write one file that shows everything by itself."""
     shown = document.shown()
     anchors = {id(section): f"s{i}" for i, section in enumerate(shown)}
-    links = "".join(
-        f'<a href="#{anchors[id(section)]}">{_text(section.title)}</a>' for section in shown if section.level == 2
+    links = "\n".join(
+        f'<a href="#{anchors[id(section)]}" class="level{section.level}">{_text(section.title)}</a>'
+        for section in shown
     )
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -156,10 +157,9 @@ def _block(block: Block) -> str:
                 + "</tr>"
                 for i, row in enumerate(block.rows)
             )
-            caption = f"<caption>{_text(block.caption)}</caption>"
-            return (
-                f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-            )
+            table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            caption = f"<figcaption>{_text(block.caption)}</figcaption>"
+            return f'<figure><div class="wide">{table}</div>{caption}</figure>'
 
 
 def _text(text: str) -> str:
@@ -187,12 +187,13 @@ def _md(block: Block, folder: Path) -> str:
             alt = block.alt.replace("[", "(").replace("]", ")").replace("\n", " ")
             return f"![{alt}]({folder.name}/{block.name})\n\n{block.caption}"
         case Table():
+            names = [name.replace("\n", " ") for name, _ in block.columns]
             line = ["---:" if kind == "number" else "---" for _, kind in block.columns]
             rows = [
                 [f"**{cell}**" if i in block.bold and cell else cell for cell in row]
                 for i, row in enumerate(block.rows)
             ]
-            lines = [_row([name for name, _ in block.columns]), _row(line), *map(_row, rows)]
+            lines = [_row(names), _row(line), *map(_row, rows)]
             return "\n".join(lines) + f"\n\n{block.caption}"
 
 

@@ -13,7 +13,7 @@ from .page import Column, Table
 from .published import N_CANDIDATES, Published, published
 
 PROTOCOLS = {"intra": "intra-subject", "left_out": "subject left out"}
-_HOW = "Mean over subjects ± SD over subjects, in brackets the SD of that mean over seeds; – where there are too few."
+_HOW = "Mean over subjects ± SD over subjects, in brackets the SD of that mean over seeds, where there are several."
 _NONE = "–"
 
 
@@ -30,22 +30,24 @@ def over(entries: Iterable[Entry], figure: Callable[[Evaluation], float]) -> Mea
 
 def percent(mean: Mean | None) -> str:
     """``48.1 ± 3.2 (0.8)``."""
-    if mean is None:
-        return _NONE
-    subjects = _NONE if mean.over_subjects is None else f"{100 * mean.over_subjects:.1f}"
-    seeds = _NONE if mean.over_seeds is None else f"{100 * mean.over_seeds:.1f}"
-    return f"{100 * mean.value:.1f} ± {subjects} ({seeds})"
+    return _NONE if mean is None else _spread(mean, 100, 1)
+
+
+def _spread(mean: Mean, scale: float, digits: int) -> str:
+    subjects = "" if mean.over_subjects is None else f" ± {scale * mean.over_subjects:.{digits}f}"
+    seeds = "" if mean.over_seeds is None else f" ({scale * mean.over_seeds:.{digits}f})"
+    return f"{scale * mean.value:.{digits}f}{subjects}{seeds}"
 
 
 def results(data: DataSet) -> Table:
     """Top-1 and top-5 of every method, on real data beside its published figures."""
     columns: list[tuple[str, Column]] = [("method", "text")]
     protocols = data.protocols()
-    columns += [(f"{PROTOCOLS[name]}, top-{k} %", "number") for name in protocols for k in (1, 5)]
-    columns += [("subjects × seeds", "number"), ("repetitions", "number"), ("candidates", "number")]
+    columns += [(f"{PROTOCOLS[name]}\ntop-{k} %", "number") for name in protocols for k in (1, 5)]
+    columns += [("subjects\n× seeds", "number"), ("repetitions", "number"), ("candidates", "number")]
     beside = {} if data.simulated else published(data.name)
     if beside:
-        columns += [(f"published, {PROTOCOLS[name]}, top-1 / top-5 %", "number") for name in protocols]
+        columns += [(f"published, {PROTOCOLS[name]}\ntop-1 / top-5 %", "number") for name in protocols]
     rows = []
     for base in data.bases():
         row = [base.title]
@@ -165,7 +167,7 @@ def transductive(data: DataSet) -> Table | None:
     columns: tuple[tuple[str, Column], ...] = (
         ("method", "text"),
         ("protocol", "text"),
-        ("each query alone, top-1 %", "number"),
+        ("each query alone\ntop-1 %", "number"),
         ("CSLS", "number"),
         ("Sinkhorn", "number"),
         ("whitened", "number"),
@@ -178,7 +180,7 @@ def ablations(data: DataSet) -> Table | None:
     """Every variant of a method that has several, and how far it is from the method itself."""
     protocols = data.protocols()
     columns: list[tuple[str, Column]] = [("method", "text"), ("changed", "text")]
-    columns += [(f"{PROTOCOLS[name]}, top-{k} %", "number") for name in protocols for k in (1, 5)]
+    columns += [(f"{PROTOCOLS[name]}\ntop-{k} %", "number") for name in protocols for k in (1, 5)]
     rows: list[tuple[str, ...]] = []
     bold = []
     for base in data.bases():
@@ -187,14 +189,14 @@ def ablations(data: DataSet) -> Table | None:
             continue
         bold.append(len(rows))
         for variant in family:
-            cells = [variant.title, "as it is" if variant.base else variant.changed]
+            cells = [variant.title if variant.named else "", "as it is" if variant.base else variant.changed]
             for name in protocols:
                 for figure in (_top1, _top5):
                     own, usual = of(variant.of(name), figure), of(base.of(name), figure)
                     cells.append(_against(own, None if variant.base else usual))
             cells.append(_grid(variant))
             rows.append(tuple(cells))
-    columns.append(("subjects × seeds", "number"))
+    columns.append(("subjects\n× seeds", "number"))
     caption = "Means over subjects; in brackets the difference from the method as it is, in points."
     return Table(tuple(columns), tuple(rows), caption, tuple(bold)) if rows else None
 
@@ -209,16 +211,14 @@ def classes(data: DataSet) -> Table:
                 mean = over(entries, lambda e: float(np.mean(list(e.auc.values()))))
                 hits = over(entries, lambda e: e.single.top1)
                 assert mean is not None
-                spread = _NONE if mean.over_subjects is None else f"{mean.over_subjects:.3f}"
-                seeds = _NONE if mean.over_seeds is None else f"{mean.over_seeds:.3f}"
-                auc = f"{mean.value:.3f} ± {spread} ({seeds})"
+                auc = _spread(mean, 1, 3)
                 rows.append((variant.title, PROTOCOLS[name], auc, percent(hits), _grid(variant)))
     columns: tuple[tuple[str, Column], ...] = (
         ("method", "text"),
         ("protocol", "text"),
         ("AUC", "number"),
         ("accuracy %", "number"),
-        ("subjects × seeds", "number"),
+        ("subjects\n× seeds", "number"),
     )
     names = sorted({label for v in data.variants for e in v.entries for label in e.evaluation.auc})
     caption = f"{_HOW} Single epochs; classes: {', '.join(names)}; AUC of each against the others, mean over classes."
@@ -261,4 +261,4 @@ def _against(own: Mean | None, usual: Mean | None) -> str:
     if own is None:
         return _NONE
     shown = f"{100 * own.value:.1f}"
-    return f"{shown} ({100 * (own.value - usual.value):+.1f})" if usual else shown
+    return f"{shown} ({100 * (own.value - usual.value):+.1f})".replace("-", "−") if usual else shown

@@ -30,6 +30,7 @@ from .inside import Case, Look, most_frequent
 from .page import Picture
 
 N_CATEGORIES = len(COLOURS)
+_SHEET = 7.2  # inches
 _RIGHT, _WRONG = COLOURS[0], COLOURS[1]  # blue and vermilion, and a word beside
 
 
@@ -88,7 +89,7 @@ def geometry(name: str, title: str, seen: Look, of_item: Mapping[str, str]) -> P
         f"Four panels: t-SNE of epochs and of embeddings, coloured by category ({', '.join(names)}), and two "
         f"dissimilarity matrices sorted by category, whose rank correlation is {likeness:.2f}."
     )
-    return drawn(name, (WIDTH, 6.6), draw, alt, caption)
+    return drawn(name, (WIDTH, 7.4), draw, alt, caption)
 
 
 def _matrix(ax: Axes, matrix: Float64, labels: npt.NDArray[np.int64], names: Sequence[str]) -> None:
@@ -144,13 +145,14 @@ def scalp(name: str, title: str, maps: Mapping[str, Float64], ch_names: Sequence
         shades = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
         bar = figure.colorbar(shades, ax=grid[: len(maps)].tolist(), shrink=0.7, pad=0.02)
         bar.ax.spines["outline"].set_visible(False)
-        bar.set_label("loss of margin without the channel", fontsize=8)
+        bar.set_label("loss of margin", fontsize=8)
+        bar.ax.tick_params(labelsize=7.5)
 
     rows = -(-len(maps) // 5)
     mean = np.mean(list(maps.values()), axis=0)
     strongest = ", ".join(ch_names[i] for i in np.argsort(-mean)[:5])
     alt = f"Scalp maps of {', '.join(maps)}. The channels that matter most on average: {strongest}."
-    size = (min(WIDTH, 1.4 + 1.5 * min(len(maps), 5)), 0.4 + 1.7 * rows)
+    size = (1.2 + 1.5 * min(len(maps), 5), 0.4 + 1.7 * rows)
     said = f"{title}. {caption} Most: {strongest}."
     return drawn(name, size, draw, alt, said)
 
@@ -196,16 +198,16 @@ def sheet(name: str, title: str, seen: Look, right: Sequence[Case], wrong: Seque
         "cosines."
     )
     height = 0.3 + (1.42 if any(image is not None for image in thumbnails.values()) else 0.62) * len(every)
-    return drawn(name, (WIDTH, height), draw, f"Retrieval cases: {said}.", caption)
+    return drawn(name, (_SHEET, height), draw, f"Retrieval cases: {said}.", caption)
 
 
 def _tile(ax: Axes, item: Item, image: UInt8 | None, colour: str, note: str, *, mark: bool = False) -> None:
-    label = textwrap.shorten(item.label, 22, placeholder="…")
+    label = textwrap.shorten(item.label, 30, placeholder="…")
     if image is None:
         ax.set_facecolor("none")
         ax.text(0.5, 0.5, textwrap.fill(label, 12), ha="center", va="center", fontsize=8, transform=ax.transAxes)
     else:
-        ax.imshow(image, interpolation="bilinear")
+        ax.imshow(image, interpolation="none")
     _bare(ax)
     ax.spines[:].set(visible=True, color=colour, linewidth=2.4)
     said = f"own · {note}" if mark else note
@@ -217,7 +219,7 @@ def _thumbnail(seen: Look, g: int) -> UInt8 | None:
     return thumbnail(seen.images / seen.items[g].image) if seen.items[g].image else None
 
 
-def thumbnail(path: Path, size: int = 112) -> UInt8 | None:
+def thumbnail(path: Path, size: int = 96) -> UInt8 | None:
     """Centre square of an image, (size, size, 3) uint8; None where it cannot be read."""
     from PIL import Image
 
@@ -263,7 +265,7 @@ def saliency_maps(
             ax.set_title(heading)
 
     labels = ", ".join(item.label for item, _ in images)
-    return drawn(name, (WIDTH, 0.3 + 1.5 * len(images)), draw, f"Visual saliency extraction of {labels}.", caption)
+    return drawn(name, (_SHEET, 0.3 + 1.45 * len(images)), draw, f"Visual saliency extraction of {labels}.", caption)
 
 
 def _bare(ax: Axes) -> None:

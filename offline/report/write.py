@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -134,7 +135,7 @@ def _bars(data: DataSet, protocol: str) -> Picture | None:
         f"whiskers: binomial 95 % interval of {shown[0].n_queries} queries; dots: seeds; dotted: chance."
     )
     name = _slug(data.name, "subjects", protocol)
-    return figures.per_subject(name, values, shown[0].n_queries, shown[0].chance, caption)
+    return figures.per_subject(name, values, data.numbers(), shown[0].n_queries, shown[0].chance, caption)
 
 
 def _repetitions(data: DataSet) -> Picture | None:
@@ -155,7 +156,9 @@ def _repetitions(data: DataSet) -> Picture | None:
         "Bands: SD over subjects."
     )
     labels = ("repetitions", "top-1 %")
-    return figures.curves(_slug(data.name, "repetitions"), groups, labels, chance, caption, doubling=True)
+    return figures.curves(
+        _slug(data.name, "repetitions"), groups, data.numbers(), labels, chance, caption, doubling=True
+    )
 
 
 def _per_subject(entries: Sequence[Entry], points: Callable[[Entry], dict[float, float]]) -> dict[float, list[float]]:
@@ -205,7 +208,9 @@ def _time_windows(data: DataSet) -> list[Picture]:
                 groups = {"from the start of the epoch to t": growing, "from t to its end": shrinking}
                 caption = f"Top-1 over time windows, {tables.PROTOCOLS[protocol]}. {said} Bands: SD over subjects."
                 name = _slug(data.name, "windows", mode, protocol)
-                out.append(figures.curves(name, groups, ("t, ms after the onset", "top-1 %"), chance, caption))
+                out.append(
+                    figures.curves(name, groups, data.numbers(), ("t, ms after the onset", "top-1 %"), chance, caption)
+                )
     return out
 
 
@@ -257,7 +262,6 @@ def _insides(
     maps: list[Picture | None] = []
     geometries: list[Picture | None] = []
     sheets: list[Picture] = []
-    saliency: list[Picture | None] = []
     for variant in data.bases():
         chosen = median(variant)
         say(f"looking into {variant.title}")
@@ -268,10 +272,9 @@ def _insides(
         run = f"{variant.title}, {seen.about.subject}, seed {seen.about.seed}, {tables.PROTOCOLS[seen.about.protocol]}"
         of_item = inside.categories(test.prepared, categories)
         geometries.append(views.geometry(_slug(data.name, "geometry", variant.title), run, seen, of_item))
-        right, wrong = inside.cases(seen)
+        right, wrong = inside.cases(seen, 3)
         sheets.append(views.sheet(_slug(data.name, "cases", variant.title), run, seen, right, wrong))
         maps.append(_scalp(data, variant, gathered, missing, say))
-        saliency.append(_saliency(data, chosen.run, test, saliency))
     which = Text(
         "One run of each method is shown: the one whose top-1 is the median of the method's runs, neither the best nor "
         "the worst."
@@ -280,7 +283,7 @@ def _insides(
         _section("Geometry by category", [which, *geometries] if any(geometries) else []),
         _section("Channels", maps),
         _section("Retrieval cases", [which, *sheets] if sheets else []),
-        _section("Saliency maps", saliency),
+        _section("Saliency maps", [_saliency(data, gathered)]),
     ]
 
 
@@ -325,17 +328,19 @@ def _scalp(data: DataSet, variant: Variant, gathered: Gathered, missing: list[st
     return views.scalp(_slug(data.name, "channels", variant.title), variant.title, found, ch_names, _OCCLUSION)
 
 
-def _saliency(data: DataSet, run: Run, test: Opened, done: Sequence[Picture | None]) -> Picture | None:
-    """Saliency maps, once, where a target encoder saw the images through them."""
-    if any(done):
-        return None
-    for path in run.meta.targets.values():
-        for change in Targets(Path(path)).meta.provenance.get("images", ()):
-            if "vse" in change:
-                settings = msgspec.convert(change["vse"], Saliency)
-                caption = "Visual saliency extraction, with the constants the run's targets were made with."
-                folder, name = Path(test.prepared.meta.images), _slug(data.name, "saliency")
-                return views.saliency_maps(name, test.part.items, folder, settings, caption)
+def _saliency(data: DataSet, gathered: Gathered) -> Picture | None:
+    """Saliency maps of the test images, where a target encoder saw images through them."""
+    for entry in (entry for variant in data.variants for entry in variant.entries):
+        with suppress(StreamdecError):  # features or store are gone: the next may have them
+            for path in entry.run.meta.targets.values():
+                for change in Targets(Path(path)).meta.provenance.get("images", ()):
+                    store = gathered.store_of(entry.evaluation)
+                    if "vse" not in change or store is None:
+                        continue
+                    settings, meta = msgspec.convert(change["vse"], Saliency), Prepared(store).meta
+                    caption = "Visual saliency extraction, with the constants the runs' targets were made with."
+                    name = _slug(data.name, "saliency")
+                    return views.saliency_maps(name, meta.items["test"], Path(meta.images), settings, caption)
     return None
 
 
