@@ -293,7 +293,7 @@ def evaluate_run(
     """Evaluate a run as :func:`open_test` opens it; with ``centres``, against :func:`centre_gallery` as well."""
     test = open_test(path, prepared, targets)
     part, kind = test.part, test.prepared.meta.kind
-    single = evaluate.scores(test.encode(part.epochs), test.gallery)
+    single = evaluate.scores(test.encode(np.asarray(part.epochs)), test.gallery)
     stimuli = kind == "stimulus"
     curve = evaluate.curve(test.encode, part, test.gallery, np.arange(len(part.items))) if stimuli else ()
     return Evaluation(
