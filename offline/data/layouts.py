@@ -188,9 +188,9 @@ def _look(source: Source, runs: list[Run]) -> str:
     for run in runs:
         index = np.unique(np.linspace(0, len(run.item) - 1, _LOOKED_AT).astype(np.int64))
         epochs = run.cut(index)
-        for what, wrong in (
+        for what, wrong in (  # flat in one epoch is an amplifier's pause, in all of them a channel that was not there
             ("NaN or infinite values", ~np.isfinite(epochs).all(axis=2)),
-            ("flat channel", (np.ptp(epochs, axis=2) == 0) & (epochs.shape[2] > 1)),
+            ("flat channel", (np.ptp(epochs, axis=2) == 0).all(axis=0, keepdims=True) & (epochs.shape[2] > 1)),
         ):
             if wrong.any():
                 first, channel = np.argwhere(wrong)[0]
