@@ -22,6 +22,7 @@ from .targets.registry import NAMES as TARGETS
 if TYPE_CHECKING:
     from streamdec.decode.engine import Device
 
+    from .data.store import Item
     from .evaluate import Evaluation, Retrieval
 
 _EPILOG = """\
@@ -30,6 +31,7 @@ a first run:
   streamdec-train features prepared/sub-01 gabor targets/gabor
   streamdec-train fit ridge prepared/sub-01 targets/gabor runs/ridge
   streamdec-train evaluate runs/ridge
+  streamdec-train report runs --out report.html
   streamdec-train export runs/ridge bundles/ridge.zip
 
 exit codes: 0 done, 1 failed while running, 2 wrong call or config
@@ -67,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare_cli.add(commands)
 
     features = commands.add_parser("features", help="what EEG is aligned to, for the stimuli of a store")
-    features.add_argument("prepared", type=Path)
+    features.add_argument(
+        "prepared", type=Path, help="store; or a folder of images, one folder per concept, for class centres"
+    )
     features.add_argument(
         "encoder",
         metavar="ENCODER",
@@ -155,27 +159,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _features(args: argparse.Namespace, out: Console, err: Console) -> None:
-    from .data.store import Prepared
     from .targets.registry import encoder
     from .targets.store import compute
 
-    meta = Prepared(args.prepared).meta
-    items = [item for part in meta.items.values() for item in part]
+    items, images = _stimuli(args.prepared)
     with progress(err) as report:
         chosen = encoder(args.encoder, items, args.device)
-        made = compute(chosen, items, Path(meta.images), args.out, report, args.batch)
+        made = compute(chosen, items, images, args.out, report, args.batch)
     tell(out, f"{args.out}: {made.encoder}, {len(made.ids)} rows")
 
 
-def _captions(args: argparse.Namespace, out: Console, err: Console) -> None:
+def _stimuli(path: Path) -> tuple[Sequence[Item], Path]:
+    """Items of a prepared store and the folder of their images; or of a folder of images."""
     from .data.store import Prepared
+    from .targets.images import items_below
+
+    if path.is_dir() and not (path / "meta.json").exists():
+        return items_below(path), path
+    meta = Prepared(path).meta
+    return [item for part in meta.items.values() for item in part], Path(meta.images)
+
+
+def _captions(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .targets.captions import Captioner, write
 
-    meta = Prepared(args.prepared).meta
-    items = [item for part in meta.items.values() for item in part]
+    items, images = _stimuli(args.prepared)
     with progress(err) as report:
         captioner = Captioner(args.model, args.prompt, device=args.device)
-        n = write(captioner, items, Path(meta.images), args.out, report, args.batch)
+        n = write(captioner, items, images, args.out, report, args.batch)
     tell(out, f"{args.out}: {n} captions by {args.model}")
 
 

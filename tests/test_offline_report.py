@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 import pytest
 import report_runs
+import tiny_store
 
+from offline import cli
 from offline.evaluate import Evaluation
 from offline.report import gather, inside, published, tables, views
 from offline.report.gather import DataSet, Gathered
@@ -371,3 +373,66 @@ def test_text_is_text_and_empty_sections_are_left_out() -> None:
     assert page.tables == [[["a|b", "n"], ["<b>", "1"]]]
     assert page.pictures[0]["alt"] == 'a "quoted" <alt>'
     assert "script" not in page.tags
+
+
+def test_loss_weights_over_training_are_drawn(runs, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "nice" / "intra" / "sub-01" / "seed-0", run)
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    weights = [{"weight_image": 0.7 - 0.2 * i, "weight_text": 0.3 + 0.2 * i, "norm": 2.0} for i in range(len(lines))]
+    told = "".join(json.dumps(line | more) + "\n" for line, more in zip(lines, weights, strict=True))
+    (run / "history.jsonl").write_text(told)
+    report([run], tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert {"Loss weights", "Also noted"} <= set(page.headings)
+    alt = next(picture["alt"] for picture in page.pictures if "weight over pass" in picture["alt"])
+    assert "nice, image: 0.7 at first, 0.5 at last; nice, text: 0.3 at first, 0.5 at last" in alt
+
+
+def test_classes_have_a_table_of_their_own(tmp_path) -> None:
+    prepared = tiny_store.make(tmp_path / "class", kind="class", noise=6.0)
+    found = report_runs.run(tmp_path / "runs" / "a", "ridge", {}, [prepared], prepared)
+    report([tmp_path / "runs"], tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    table = page.table("AUC")
+    assert table[1][:3] == ["ridge", "intra-subject", f"{np.mean(list(found.auc.values())):.3f}"]
+    assert "Simulated" in page.text
+    assert "Retrieval cases" not in page.headings
+
+
+def test_commands(runs, tmp_path, capsys) -> None:
+    """Class centres from a folder of images, windows, transductive scores, and the report of it all."""
+    images = Path(report_opened(gather.gather([runs]).data_sets[0]).prepared.meta.images)
+    store, run = tmp_path / "store", tmp_path / "run"
+    meta = json.loads((runs.parent / "sub-01" / "meta.json").read_text())
+    shutil.copytree(runs.parent / "sub-01", store)
+    meta["items"]["train"] = [item | {"image": f"{i % 12:02d}.png"} for i, item in enumerate(meta["items"]["train"])]
+    (store / "meta.json").write_text(json.dumps(meta))
+    for item in meta["items"]["test"]:
+        concept = tmp_path / "more" / item["concept"].rpartition("/")[2]
+        concept.mkdir(parents=True)
+        shutil.copy(images / item["image"], concept / "another.png")
+        shutil.copy(images / item["image"], concept / item["image"])
+    commands = (
+        ("features", store, "colour", tmp_path / "colour"),
+        ("features", tmp_path / "more", "colour", tmp_path / "centres"),
+        ("fit", "ridge", store, tmp_path / "colour", run),
+        ("evaluate", run, "--centres", tmp_path / "centres", "--windows", "masked", "--transductive"),
+        ("report", run, "--out", tmp_path / "report.html", "--markdown"),
+    )
+    for command in commands:
+        assert cli.main([str(word) for word in command]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "against 12 class centres" in said
+    assert "0 to 100 ms: top-1" in said
+    assert "transductive, csls: top-1" in said
+    page = Page((tmp_path / "report.html").read_text())
+    assert {"Class centres", "Time windows", "Transductive scores"} <= set(page.headings)
+    found = gather.read(run)
+    assert found.evaluations[0].class_centre.top1 == found.evaluations[0].averaged.top1, "the images are the same"
+    assert (found.transductive[0].alone.top1, found.windows[0].mode) == (found.evaluations[0].averaged.top1, "masked")
+    assert cli.main(["report", str(tmp_path / "nowhere"), "--out", str(tmp_path / "r.html")]) == 1
+    assert "nothing there" in capsys.readouterr().err
+    (tmp_path / "nothing").mkdir()
+    assert cli.main(["features", str(tmp_path / "nothing"), "colour", str(tmp_path / "x")]) == 1
+    assert "CONCEPT/IMAGE" in capsys.readouterr().err

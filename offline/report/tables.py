@@ -41,32 +41,36 @@ def _spread(mean: Mean, scale: float, digits: int) -> str:
 
 def results(data: DataSet) -> Table:
     """Top-1 and top-5 of every method, on real data beside its published figures."""
-    columns: list[tuple[str, Column]] = [("method", "text")]
-    protocols = data.protocols()
-    columns += [(f"{PROTOCOLS[name]}\ntop-{k} %", "number") for name in protocols for k in (1, 5)]
-    columns += [("subjects\n× seeds", "number"), ("repetitions", "number"), ("candidates", "number")]
+    protocols, bases = data.protocols(), data.bases()
+    shown = [[_averaged(entry.evaluation) for entry in base.entries] for base in bases]
+    sizes = [(_range(r.repetitions for r in own), _range(r.n_candidates for r in own)) for own in shown]
+    alike = len(set(sizes)) == 1
     beside = {} if data.simulated else published(data.name)
-    if beside:
-        columns += [(f"published, {PROTOCOLS[name]}\ntop-1 / top-5 %", "number") for name in protocols]
+    columns: list[tuple[str, Column]] = [("method", "text")]
+    columns += [(f"{PROTOCOLS[name]}\ntop-{k} %", "number") for name in protocols for k in (1, 5)]
+    columns += [("subjects\n× seeds", "number")]
+    columns += [] if alike else [("repetitions", "number"), ("candidates", "number")]
+    columns += [(f"published\n{PROTOCOLS[name]}\ntop-1 / top-5 %", "number") for name in protocols if beside]
     rows = []
-    for base in data.bases():
+    for base, own, size in zip(bases, shown, sizes, strict=True):
         row = [base.title]
         for name in protocols:
             row += [percent(of(base.of(name), figure)) for figure in (_top1, _top5)]
-        shown = [_averaged(entry.evaluation) for entry in base.entries]
-        row += [_grid(base), _range(r.repetitions for r in shown), _range(r.n_candidates for r in shown)]
-        if beside:
-            comparable = all(r.n_candidates == N_CANDIDATES for r in shown)
-            row += [_theirs(beside.get(base.method) if comparable else None, name) for name in protocols]
+        row += [_grid(base), *(() if alike else size)]
+        theirs = beside.get(base.method) if all(r.n_candidates == N_CANDIDATES for r in own) else None
+        row += [_theirs(theirs, name) for name in protocols if beside]
         rows.append(tuple(row))
-    chance = _range(f"{100 / _averaged(e.evaluation).n_candidates:.2g}" for v in data.variants for e in v.entries)
-    caption = f"{_HOW} All repetitions averaged into each query, gallery of stimuli; chance of top-1 {chance} %."
+    chance = _range(f"{100 / r.n_candidates:.2g}" for own in shown for r in own)
+    each = (
+        f"{sizes[0][0]} repetitions averaged into each query, {sizes[0][1]} stimuli to choose from"
+        if alike
+        else "all repetitions averaged into each query"
+    )
+    caption = f"{_HOW} Figures of {each}; chance {chance} %."
     if data.simulated:
         caption = f"Simulated data: not comparable with any published figure. {caption}"
     elif beside:
-        caption += (
-            " Published figures are other programs', of 200 candidates, and stand beside no other number of them."
-        )
+        caption += " Published figures are other programs', of 200 candidates; beside another number there are none."
     return Table(tuple(columns), tuple(rows), caption)
 
 

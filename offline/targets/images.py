@@ -90,6 +90,26 @@ def read_rgb(path: Path) -> UInt8:
         raise DataError(f"image {path}", got=str(error), do="check the folder of images") from error
 
 
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def items_below(folder: Path) -> tuple[Item, ...]:
+    """Make an item of every image in the folders below one: what class centres are made of.
+
+    The id is CONCEPT/FILE, sorted; a folder is a concept, and its label is its name without underscores.
+
+    Raises
+    ------
+    DataError
+        There is none.
+    """
+    found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise DataError(f"{folder}", got="no prepared store, and no CONCEPT/IMAGE below it", do="name another folder")
+    names = [(path.parent.name, f"{path.parent.name}/{path.name}") for path in found]
+    return tuple(Item(name, concept.replace("_", " "), concept, name) for concept, name in names)
+
+
 def resize(image: UInt8, size: int) -> UInt8:
     """Shorter side to ``size`` pixels (bicubic), then the middle; rounded as torchvision does, which CLIP and VAEs use.
 
