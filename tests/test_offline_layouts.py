@@ -10,16 +10,20 @@ from pathlib import Path
 import miniatures
 import numpy as np
 import pytest
+import tiny_store
 import torch
 from miniatures import CONCEPTS, Truth
+from PIL import Image
 
 from offline import cli
 from offline.data import image_set, layouts, things_fmri, things_meg
 from offline.data.epoch_files import EpochFiles
 from offline.data.prepare import Recipe, prepare
 from offline.data.store import Prepared
+from offline.targets.store import compute
 from streamdec.config import convert, read_toml
-from streamdec.errors import ConfigError, DataError
+from streamdec.decode import bundle as bundles
+from streamdec.errors import BundleError, ConfigError, DataError
 from streamdec.signal.chain import Chain
 from streamdec.signal.spec import BandPass, Standardise, Whiten
 from streamdec.simulate.leadfield import CH_NAMES
@@ -342,3 +346,27 @@ def test_configs_are_what_they_say() -> None:
     assert fmri == things_fmri.FmriSettings()
     readme = (folder.parent / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in fmri.__struct_fields__)
+
+
+@pytest.mark.parametrize("name", ["ubp", "tables"])
+def test_what_is_trained_on_it_does_not_run_live(tmp_path: Path, name: str) -> None:
+    """A float16 store of epochs that others cut, or of fMRI responses, through ridge to a bundle that serve refuses."""
+    if name == "tables":
+        miniatures.tables(tmp_path / "data")
+        _, place = layouts.locate(tmp_path / "data", "things_fmri", "sub-01")
+        source = things_fmri.source(place, tmp_path / "data", things_fmri.FmriSettings())
+    else:
+        miniatures.ubp(tmp_path / "data")
+        source = layouts.source(tmp_path / "data", "sub-01", recipe=Recipe(0.0, 0.1, ("Oz", "Pz")))
+    for path in (tmp_path / "data").rglob("*.jpg"):
+        Image.new("RGB", (8, 8)).save(path)
+    prepare(source, "pooled", tmp_path / "store", precision="float16")
+    items = [item for part in Prepared(tmp_path / "store").meta.items.values() for item in part]
+    known = {item.id: np.random.default_rng(i).standard_normal(4).astype(np.float32) for i, item in enumerate(items)}
+    compute(tiny_store.Known(known), items, Path(), tmp_path / "targets")
+    assert run("fit", "ridge", tmp_path / "store", tmp_path / "targets", tmp_path / "run") == 0
+    assert run("evaluate", tmp_path / "run") == 0
+    assert run("export", tmp_path / "run", tmp_path / "bundle.zip") == 0
+    assert bundles.read(tmp_path / "bundle.zip", live=False).manifest.offline_only
+    with pytest.raises(BundleError, match="preprocessed before"):
+        bundles.read(tmp_path / "bundle.zip")

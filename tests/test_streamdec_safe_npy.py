@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamdec.acquire.safe_npy import read_npy, read_pt
 from streamdec.errors import DataError
@@ -210,3 +214,20 @@ def test_forged_mapping(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(DataError, match="damaged"):
         read_npy(tmp_path / "a.npy")
+
+
+@given(
+    protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
+    changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4),
+    end=st.integers(0, 10_000),
+)
+def test_a_pickle_with_any_bytes_changed_is_read_or_refused(protocol: int, changes: Any, end: int) -> None:
+    content = bytearray(pickle.dumps(things(), protocol=protocol))
+    for at, value in changes:
+        content[at % len(content)] = value
+    del content[max(end % (4 * len(content)), 1) :]
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        file.write(content)
+        file.flush()
+        with suppress(DataError):
+            read_npy(file.name)
