@@ -49,6 +49,11 @@ ROWS = {
     "atm": Row({"image": "known", "text": "turned"}),
     "hvf": Row({"rn50": "known", "vae": "latent"}, {"n_dims": 16, "n_inner": 16}),
     "neuroalign": Row({"image": "known", "text": "turned"}, {"n_dims": 16}),
+    "neuroclip": Row(
+        {"image": "clip", "tokens": "tokens", "thumbnails": "thumbnails"},
+        {"model": "tiny/random", "encoder": "tsconv"},
+        classes=False,
+    ),
     "nice": Row({"image": "known"}),
     "ridge": Row({"image": "known"}),
     "ubp": Row({"medium": "known", "low": "turned", "high": "blurred"}),
