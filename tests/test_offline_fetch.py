@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.etag, self.cut, self.ranges = CONTENT, '"one"', [], []
-        self.resumes, self.names_length = True, True
+        self.resumes, self.names_length, self.chunked = True, True, False
 
     def url(self, path: str = "/file.bin") -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -60,11 +60,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        if server.names_length:
-            self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", server.etag)
-        self.end_headers()
+        if server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            if server.names_length:
+                self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", server.etag)
+            self.end_headers()
         self.wfile.write(body[: server.cut.pop(0)] if server.cut else body)
+        self.close_connection = True
 
     def log_message(self, *args: object) -> None:
         pass
@@ -101,6 +107,19 @@ def test_cut_off_answers_are_resumed(server: Server, tmp_path: Path) -> None:
     server.cut = [1_000_000, 500_000, 7]
     assert fetch.fetch(File(server.url(), "a.bin", sha256=SHA256), tmp_path) == "sha256"
     assert server.ranges == [None, "bytes=1000000-", "bytes=1500000-", "bytes=1500007-"]
+
+
+def test_archive_made_on_the_way(server: Server, tmp_path: Path, monkeypatch) -> None:
+    """As OSF sends it: in chunks, of unknown length, never resumed."""
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    server.chunked, server.cut = True, [2_000_000, 1_000_000]
+    file = File(server.url(), "a.zip")
+    with pytest.raises(DataError, match=r"ends after \d+ bytes; the same command starts anew"):
+        fetch.fetch(file, tmp_path)
+    assert not (tmp_path / "a.zip").exists()
+    assert fetch.fetch(file, tmp_path) == "no checksum published"
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+    assert set(server.ranges) == {None}
 
 
 def test_a_later_call_goes_on(server: Server, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_fmri(tmp_path: Path, settings: things_fmri.FmriSettings, kept) -> None:
     with_all = things_fmri.FmriSettings(test_concepts=True)
     source = things_fmri.source(place, tmp_path / "data", with_all)
     assert any(item.label == "zebra" for item in source.items["train"])
-    with pytest.raises(ConfigError, match="rois"):
+    with pytest.raises(DataError, match="no V9"):
         things_fmri.source(place, tmp_path / "data", things_fmri.FmriSettings(("V9",)))
 
 

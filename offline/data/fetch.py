@@ -12,7 +12,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -133,7 +133,8 @@ def fetch(file: File, folder: Path, report: Report = silent) -> str:
         before = _size(part)
         whole, published = _try(file, target, part, tag, report)
         if not whole and _size(part) <= before:
-            raise DataError(f"{file.url} ends after {_size(part)} bytes", do="the same command goes on there")
+            do = "the same command goes on there" if tag.exists() else "the same command starts anew"
+            raise DataError(f"{file.url} ends after {_size(part)} bytes", do=do)
     try:
         checked = _check(part, file, published)
     except DataError:
@@ -172,12 +173,16 @@ def _try(file: File, target: Path, part: Path, tag: Path, report: Report) -> tup
             _writing(target, lambda: tag.unlink(missing_ok=True) if weak else tag.write_text(validator))
             with _writing(target, lambda: part.open("r+b" if have else "wb")) as out:
                 out.seek(have)
-                for chunk in _chunks(answer):
-                    _writing(target, lambda chunk=chunk: out.write(chunk))
-                    have += len(chunk)
-                    report(f"{target.name}, MB", have // _MB, total // _MB)
+                try:
+                    while chunk := answer.read(_CHUNK):
+                        _writing(target, lambda chunk=chunk: out.write(chunk))
+                        have += len(chunk)
+                        report(f"{target.name}, MB", have // _MB, total // _MB)
+                    cut = bool(total) and have < total
+                except (http.client.HTTPException, ConnectionError, TimeoutError):
+                    cut = True
                 _writing(target, out.flush)
-            return have == total if total else True, redirect.sha256
+            return not cut, redirect.sha256
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is left to ask for
             return True, redirect.sha256
@@ -191,15 +196,6 @@ def _try(file: File, target: Path, part: Path, tag: Path, report: Report) -> tup
         ) from error
     except OSError as error:  # a connection that was cut; files raise DataError
         raise DataError(f"{file.url} broke off", got=str(error), do="the same command goes on there") from error
-
-
-def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Whatever comes until the connection ends, in whichever way."""
-    try:
-        while chunk := answer.read(_CHUNK):
-            yield chunk
-    except (http.client.HTTPException, ConnectionError, TimeoutError):
-        return
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
@@ -220,9 +216,8 @@ def _check(path: Path, file: File, published: str) -> str:
         with path.open("rb") as content:
             found = hashlib.file_digest(content, kind).hexdigest()
         if found != wanted.lower():
-            raise DataError(
-                f"{kind} of {path.with_name(Path(file.path).name)}", got=found, allowed=wanted, do="fetch it again"
-            )
+            what = f"{kind} of {path.with_name(Path(file.path).name)}"
+            raise DataError(what, got=found, allowed=wanted, do="delete what is there and fetch it again")
         return kind
     return "no checksum published"
 

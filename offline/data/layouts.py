@@ -145,7 +145,7 @@ def _pieces(layout: Layout, place: Path, subject: str, images: Path) -> Iterator
     if layout.dataset == "things_fmri":
 
         def tables() -> tuple[Source, list[Run]]:
-            opened = things_fmri.source(place, images, things_fmri.FmriSettings())
+            opened = things_fmri.source(place, images, things_fmri.FmriSettings(n_voxels=_LOOKED_AT))
             return opened, list(opened.runs())
 
         yield "tables", tables

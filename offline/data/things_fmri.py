@@ -32,7 +32,7 @@ from .store import Int64, Item, PartName
 
 _CONTENT = ("ResponseData.h5", "VoxelMetadata.csv", "StimulusMetadata.csv")
 _ROWS = 4096  # voxels read at once: 160 MB of 9841 trials
-_Rows = list[dict[str, str]]
+_Columns = dict[str, list[str]]
 
 
 class FmriSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,9 +63,9 @@ def source(path: Path, images: Path, settings: FmriSettings) -> EpochFiles:
     Raises
     ------
     ConfigError
-        A region the voxels do not have, or no voxel is left.
+        No voxel is left.
     DataError
-        A table is not there, or does not fit the others.
+        A table is not there, lacks a column, or does not fit the others.
     """
     responses, ids, trials = _responses(path, settings)
     return EpochFiles(
@@ -81,62 +81,53 @@ def _part(
     name: PartName,
     responses: Float32,
     ids: tuple[str, ...],
-    trials: _Rows,
+    trials: _Columns,
     images: Path,
     settings: FmriSettings,
 ) -> Stored:
-    of_test = {trial["concept"] for trial in trials if trial["trial_type"] == "test"}
+    kind, concepts, files = (trials[key] for key in ("trial_type", "concept", "stimulus"))
+    of_test = {concept for concept, trial in zip(concepts, kind, strict=True) if trial == "test"}
     left_out = of_test if name == "train" and not settings.test_concepts else set()
-    rows = np.array(
-        [i for i, t in enumerate(trials) if t["trial_type"] == name and t["concept"] not in left_out], np.int64
-    )
+    rows = np.array([i for i in range(len(kind)) if kind[i] == name and concepts[i] not in left_out], np.int64)
     if not len(rows):
-        raise DataError(f"{name} trials of {path}", got="none", do="check trial_type in StimulusMetadata.csv")
+        raise DataError(f"{name} trials of {path}", got="none", do=f"check trial_type in {_CONTENT[2]}")
     items: dict[str, Item] = {}
     for row in rows:
-        concept, file = trials[row]["concept"], trials[row]["stimulus"]
-        items.setdefault(file, Item(f"{concept}/{file}", concept.replace("_", " "), concept, f"{concept}/{file}"))
-    index = {file: i for i, file in enumerate(items)}
+        image = f"{concepts[row]}/{files[row]}"
+        items.setdefault(image, Item(image, concepts[row].replace("_", " "), concepts[row], image))
+    index = {image: i for i, image in enumerate(items)}
 
     def read(wanted: Int64) -> Float32:
         return responses[rows[wanted], :, None]
 
     return Stored(
         path,
-        image_set.holding(images, next(iter(items.values())).image),
+        image_set.holding(images, next(iter(items))),
         ids,
         np.zeros(1),
         tuple(items.values()),
-        np.array([index[trials[row]["stimulus"]] for row in rows], np.int64),
-        np.array([int(float(trials[row]["session"])) for row in rows], np.int64),
+        np.array([index[f"{concepts[row]}/{files[row]}"] for row in rows], np.int64),
+        np.array([int(float(trials["session"][row])) for row in rows], np.int64),
         read,
     )
 
 
-def _responses(path: Path, settings: FmriSettings) -> tuple[Float32, tuple[str, ...], _Rows]:
+def _responses(path: Path, settings: FmriSettings) -> tuple[Float32, tuple[str, ...], _Columns]:
     """Chosen voxels' z-scores (n_trials, n_voxels) float32, their ids, and the trials."""
-    voxels, trials = (_table(path.with_name(path.name.replace(_CONTENT[0], name))) for name in _CONTENT[1:])
-    for rows, needed, name in (
-        (voxels, ("voxel_id", "nc_singletrial"), _CONTENT[1]),
-        (trials, ("trial_type", "session", "stimulus", "concept"), _CONTENT[2]),
-    ):
-        if not rows or any(key not in rows[0] for key in needed):
-            got = ", ".join(rows[0]) if rows else "no row"
-            raise DataError(f"{name} of {path}", got=got, allowed=f"columns {', '.join(needed)}")
+    places = [path.with_name(path.name.replace(_CONTENT[0], name)) for name in _CONTENT[1:]]
+    voxels = _columns(places[0], ("voxel_id", "nc_singletrial", *settings.rois))
+    trials = _columns(places[1], ("trial_type", "session", "stimulus", "concept"))
     chosen = _choose(voxels, settings)
-    values = _read(path, chosen, voxels, len(trials))
+    values = _read(path, chosen, voxels["voxel_id"], len(trials["session"]))
     _standardise(values, trials)
-    return values, tuple(voxels[i]["voxel_id"] for i in chosen), trials
+    return values, tuple(voxels["voxel_id"][i] for i in chosen), trials
 
 
-def _choose(voxels: _Rows, settings: FmriSettings) -> Int64:
-    unknown = [roi for roi in settings.rois if roi not in voxels[0]]
-    if unknown:
-        raise ConfigError("rois", got=", ".join(unknown), allowed=", ".join(voxels[0]))
-    inside: Bool = np.ones(len(voxels), bool)
-    if settings.rois:
-        inside = np.array([any(float(voxel[roi] or 0) > 0 for roi in settings.rois) for voxel in voxels])
-    ceiling = np.array([float(voxel["nc_singletrial"] or "nan") for voxel in voxels])
+def _choose(voxels: _Columns, settings: FmriSettings) -> Int64:
+    ceiling = np.array([float(value or "nan") for value in voxels["nc_singletrial"]])
+    inside: Bool = np.full(len(ceiling), not settings.rois)
+    for roi in settings.rois:
+        inside |= np.array([float(value or 0) > 0 for value in voxels[roi]])
     best = np.argsort(np.where(np.isnan(ceiling), -np.inf, ceiling), kind="stable")[::-1]
     best = best[inside[best]]
     if not len(best):
@@ -144,45 +135,43 @@ def _choose(voxels: _Rows, settings: FmriSettings) -> Int64:
     return np.sort(best[: settings.n_voxels or None])
 
 
-def _read(path: Path, chosen: Int64, voxels: _Rows, n_trials: int) -> Float32:
+def _read(path: Path, chosen: Int64, ids: Sequence[str], n_trials: int) -> Float32:
     """Rows of the table, without loading it: (n_trials, len(chosen)) float32. A full subject has 8 GB in float32.
 
     pandas keeps the columns of each type in a block of their own; the ids may or may not share the responses' block.
     """
-    n_voxels = len(voxels)
     try:
         import h5py
     except ImportError as error:
         raise DataError("reading .h5 needs h5py", do='pip install "streamdec[train]"') from error
+    n_voxels = len(ids)
     try:
         with h5py.File(path, "r") as file:
             blocks: list[Any] = []
             file.visititems(lambda name, found: blocks.append(found) if name.endswith("_values") else None)
             block: Any = max(blocks, key=lambda block: block.size, default=np.empty(0))
-            shape = block.shape
-            if shape not in ((n_voxels, n_trials), (n_voxels, n_trials + 1)):
-                raise DataError(
-                    f"responses in {path}", got=f"shape {shape}", allowed=f"({n_voxels} voxels, {n_trials} trials)"
-                )
+            if block.shape not in ((n_voxels, n_trials), (n_voxels, n_trials + 1)):
+                allowed = f"({n_voxels} voxels, {n_trials} trials)"
+                raise DataError(f"responses in {path}", got=f"shape {block.shape}", allowed=allowed)
             with_ids = ((n_voxels, 1), (n_voxels, n_trials + 1))
             listed = [found[:, 0] for found in blocks if found.shape in with_ids]
-            ids = np.array([float(voxel["voxel_id"]) for voxel in voxels])
-            if listed and not np.array_equal(listed[0], ids):
+            if listed and not np.array_equal(listed[0], np.array([float(voxel) for voxel in ids])):
                 raise DataError(f"voxel_id in {path}", got="others", allowed=f"those of {_CONTENT[1]}, in its order")
             out = np.empty((n_trials, len(chosen)), np.float32)
             for start in range(0, n_voxels, _ROWS):
                 inside = slice(*np.searchsorted(chosen, (start, start + _ROWS)))
-                if inside.start < inside.stop:
-                    out[:, inside] = block[start : start + _ROWS][chosen[inside] - start, -n_trials:].T
+                rows = chosen[inside]
+                if len(rows):
+                    out[:, inside] = block[rows[0] : rows[-1] + 1][rows - rows[0], -n_trials:].T
             return out
     except OSError as error:
         raise DataError(f"cannot read {path}", got=str(error)) from error
 
 
-def _standardise(values: Float32, trials: Sequence[dict[str, str]]) -> None:
+def _standardise(values: Float32, trials: _Columns) -> None:
     """In place, by each session's training trials."""
-    session = np.array([trial["session"] for trial in trials])
-    train = np.array([trial["trial_type"] == "train" for trial in trials])
+    session = np.array(trials["session"])
+    train = np.array([kind == "train" for kind in trials["trial_type"]])
     for name in np.unique(session):
         fitted: npt.NDArray[Any] = values[(session == name) & train]
         if len(fitted) < 2:
@@ -193,9 +182,19 @@ def _standardise(values: Float32, trials: Sequence[dict[str, str]]) -> None:
         values[of_session] = (values[of_session] - fitted.mean(axis=0, dtype=np.float64)) / deviation
 
 
-def _table(path: Path) -> _Rows:
+def _columns(path: Path, names: Sequence[str]) -> _Columns:
+    """Some columns of a .csv file; a subject's voxels have sixty."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            missing = [name for name in names if name not in header]
+            if missing:
+                raise DataError(f"columns of {path}", got=f"no {', '.join(missing)}", allowed=", ".join(header) or None)
+            places = [header.index(name) for name in names]
+            rows = [[line[place] for place in places] for line in reader if line]
+    except (OSError, UnicodeDecodeError, csv.Error, IndexError) as error:
         raise DataError(f"table {path}", got=str(error), allowed="a .csv file with a header") from error
+    if not rows:
+        raise DataError(f"table {path}", got="no row")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
