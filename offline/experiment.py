@@ -41,6 +41,7 @@ def fit(
     seed: int = 0,
     device: str = "cpu",
     report: Report = silent,
+    writes: bool = True,
 ) -> RunFolder:
     """Fit a method on the training parts of one or several subjects, calibrate its probabilities, and keep both.
 
@@ -57,6 +58,8 @@ def fit(
         Features per role of the method.
     out : Path
         Run folder.
+    writes : bool
+        False in the further processes of one run (:mod:`.distributed`): they train along, and keep nothing.
 
     Raises
     ------
@@ -68,13 +71,16 @@ def fit(
     check_roles(method, targets)
     joined = join(stores)
     run = RunFolder(out)
-    run.start(describe(method, settings, stores, targets, seed))
+    if writes:
+        run.start(describe(method, settings, stores, targets, seed))
     if (out / "fitted.json").exists():
         report("already fitted")
         return run
     features = {role: of_role.of(joined.items) for role, of_role in targets.items()}
     held = joined.hold_out(settings.validation.by, settings.validation.share, seed)
     fitted = method.fit(samples(joined, features, held, settings.average), settings, seed, device, run, report)
+    if not writes:
+        return run
     calibration = _calibrate(fitted.held_out, joined, features, held, seed)
     fitted.encoder.save(run.encoder)
     run.write("fitted.json", FittedMeta(calibration, fitted.notes))

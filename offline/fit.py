@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from streamdec.errors import ConfigError, DataError
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .checkpoint import RunFolder
 from .methods.base import Training
 from .progress import Report
@@ -212,7 +212,7 @@ def train(
         report(f"going on after pass {state.passes}")
     n_steps = schedule.n_epochs_train * len(_batches(kept, schedule.batch_size))
     top1 = state.top1
-    with _board(run, state.passes) as board:
+    with _board(run, state.passes) as board, distributed.shared_out(learner):
         while state.passes < schedule.n_epochs_train and not _exhausted(state, schedule):
             # One seed per pass: the state of no random generator has to be kept.
             order = np.random.default_rng([seed, state.passes]).permutation(kept)
@@ -233,7 +233,7 @@ def train(
             newest = _copy(learner) if average else {}
             if average:
                 load_weights(learner, average)
-            validated, top1 = _validate(learner, data, validation, schedule)
+            validated, top1 = distributed.agreed(_validate(learner, data, validation, schedule), device)
             if not math.isfinite(validated):
                 raise DataError(f"pass {state.passes + 1}: validation loss", got=validated, do="lower learning_rate")
             passes, improved = state.passes + 1, validated < state.best_loss
@@ -254,10 +254,11 @@ def train(
                 "validation_top1": top1,
                 **learner.notes(),
             }
-            run.log({"pass": passes, **curves})
-            for name, value in curves.items():
-                board.add_scalar(name, value, passes)
-            _store(run, learner, optimiser, best, average, state)
+            if distributed.is_first():
+                run.log({"pass": passes, **curves})
+                for name, value in curves.items():
+                    board.add_scalar(name, value, passes)
+                _store(run, learner, optimiser, best, average, state)
             line = (
                 f"pass {passes}: loss {curves['train_loss']:.4f}, validation {validated:.4f}, top-1 {100 * top1:.1f} %"
             )
@@ -339,6 +340,7 @@ def _step(
         loss: Tensor = learner(batch)
     optimiser.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    distributed.mean_gradients(optimiser)
     if schedule.clip is not None:
         scaler.unscale_(optimiser)
         trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -356,8 +358,12 @@ def _precision(kind: str, schedule: Schedule) -> torch.autocast:
 def _too_large(
     learner: Learner, data: _Data, rows: _Rows, scaler: torch.amp.GradScaler, schedule: Schedule
 ) -> DataError:
-    """Say which batch would fit, by trying."""
+    """Say which batch would fit, by trying; not where others would have to try too."""
     fits = 0
+    if distributed.several():
+        return DataError(
+            f"memory of {data.device}", got=f"too little for a batch of {len(rows)}", do="lower schedule.batch_size"
+        )
     for size in (len(rows) // 2**i for i in range(1, 12)):
         if size < 2:
             break
@@ -450,6 +456,9 @@ def _blend(average: dict[str, Tensor], learner: Learner, decay: float) -> None:
 def _board(run: RunFolder, passes: int) -> Iterator[Any]:
     from torch.utils.tensorboard import SummaryWriter
 
+    if not distributed.is_first():
+        yield None
+        return
     writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=passes + 1)
     try:
         yield writer

@@ -1,0 +1,78 @@
+"""Several processes with a share of a batch each give what one gives with the whole of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shares
+import tiny_store
+import torch
+
+from offline import distributed, experiment
+from offline.fit import Schedule
+from offline.methods.nice import NiceSettings
+from offline.methods.registry import method
+from offline.methods.ridge import RidgeSettings
+from offline.targets.store import Targets
+from streamdec.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shares")
+    heard = []
+    distributed.launch(2, "cpu", shares.Steps(folder), lambda line, done=0, total=0: heard.append(line))
+    assert heard == list(shares.CASES)  # those of the first process
+    return folder
+
+
+@pytest.mark.parametrize("name", shares.CASES)
+def test_loss_gradients_and_state_are_those_of_one_process(name: str, shared: Path) -> None:
+    expected = shares.step(name)
+    largest = max(float(tensor.abs().max()) for key, tensor in expected.items() if key.startswith("gradient"))
+    for rank in range(2):
+        found = torch.load(shared / f"{name}-{rank}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            slack = 1e-5 * largest if key.startswith("gradient") else 1e-5
+            torch.testing.assert_close(
+                found[key], tensor, rtol=1e-4, atol=slack, msg=lambda text, key=key: f"{key}: {text}"
+            )
+
+
+def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
+    """Batches of odd size; without dropout, which each process draws by itself."""
+    store = tiny_store.make(tmp_path / "store", noise=2.0)
+    settings = NiceSettings(dropout=0.0, schedule=Schedule(n_epochs_train=3, batch_size=31, learning_rate=1e-3))
+    targets = {"image": tmp_path / "store-targets"}
+    experiment.fit(method("nice"), settings, [store], {"image": Targets(targets["image"])}, tmp_path / "alone", seed=2)
+    distributed.fit(distributed.Job("nice", settings, (store.path,), targets, tmp_path / "two", 2), 2, "cpu")
+    histories = [
+        [json.loads(line) for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
+        for run in ("alone", "two")
+    ]
+    assert len(histories[1]) == 3
+    for one, two in zip(*histories, strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+        assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-3)
+    # Not the weights: a bias in front of a batch norm has no gradient but rounding, which Adam makes steps of.
+    epochs = np.asarray(store.part("test").epochs)
+    expected, found = (experiment.open_run(tmp_path / run)[3](epochs) for run in ("alone", "two"))
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    assert experiment.evaluate_run(tmp_path / "two").averaged == experiment.evaluate_run(tmp_path / "alone").averaged
+
+
+def test_an_error_of_a_process_is_the_users(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"^this work; got no data$"):
+        distributed.launch(2, "cpu", shares.refuse)
+
+
+def test_what_cannot_be_shared_out(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="it trains no network"):
+        distributed.fit(distributed.Job("ridge", RidgeSettings(), (), {}, tmp_path), 2, "cpu")
+    n = torch.cuda.device_count() + 1
+    with pytest.raises(ConfigError, match="as many as there are"):
+        distributed.launch(n, "cuda", shares.refuse)
