@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("out", type=Path, help="run folder; a killed call goes on there")
     fit.add_argument("--config", type=Path, help="TOML, see configs/methods/; default: the published settings")
     fit.add_argument("--seed", type=int, default=0)
-    fit.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    where = fit.add_mutually_exclusive_group()
+    where.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    where.add_argument("--gpus", type=int, metavar="N", help="share each batch out over so many GPUs of this machine")
     fit.set_defaults(run=_fit)
 
     evaluate = commands.add_parser("evaluate", help="figures of a run on its test part")
@@ -198,16 +200,22 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
     chosen = method(args.method)
     settings = convert(read_toml(args.config) if args.config else {}, chosen.settings, f"config {args.config}")
     with progress(err) as report:
-        fit(
-            chosen,
-            settings,
-            [Prepared(path) for path in args.prepared],
-            {role: Targets(path) for role, path in args.targets.items()},
-            args.out,
-            seed=args.seed,
-            device=args.device,
-            report=report,
-        )
+        if args.gpus is not None:
+            from . import distributed
+
+            job = distributed.Job(chosen.name, settings, tuple(args.prepared), args.targets, args.out, args.seed)
+            distributed.fit(job, args.gpus, report=report)
+        else:
+            fit(
+                chosen,
+                settings,
+                [Prepared(path) for path in args.prepared],
+                {role: Targets(path) for role, path in args.targets.items()},
+                args.out,
+                seed=args.seed,
+                device=args.device,
+                report=report,
+            )
     _, _, fitted, _ = open_run(args.out)
     notes = ", ".join(f"{key} {value:.4g}" for key, value in fitted.notes.items())
     tell(out, f"{args.out}: {chosen.name}, {notes}")
