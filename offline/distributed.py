@@ -209,8 +209,9 @@ def launch(n: int, kind: str, work: Callable[[str, Report], object], report: Rep
     DataError
         A process died.
     """
-    if n < 1 or (kind == "cuda" and n > torch.cuda.device_count()):
-        raise ConfigError("gpus", got=n, allowed=f"1 to {torch.cuda.device_count()}, as many as there are")
+    there = torch.cuda.device_count() if kind == "cuda" else n
+    if not 1 <= n <= there:
+        raise ConfigError("gpus", got=n, allowed=f"1 or more, and {there} are there")
     context = mp.get_context("spawn")
     said = context.Queue()
     with tempfile.TemporaryDirectory() as folder:

@@ -46,7 +46,7 @@ def test_loss_gradients_and_state_are_those_of_one_process(name: str, shared: Pa
 def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
     """Batches of odd size; without dropout, which each process draws by itself."""
     store = tiny_store.make(tmp_path / "store", noise=2.0)
-    settings = NiceSettings(dropout=0.0, schedule=Schedule(n_epochs_train=3, batch_size=31, learning_rate=1e-3))
+    settings = NiceSettings(dropout=0.0, schedule=Schedule(n_epochs_train=2, batch_size=31, learning_rate=1e-3))
     targets = {"image": tmp_path / "store-targets"}
     experiment.fit(method("nice"), settings, [store], {"image": Targets(targets["image"])}, tmp_path / "alone", seed=2)
     distributed.fit(distributed.Job("nice", settings, (store.path,), targets, tmp_path / "two", 2), 2, "cpu")
@@ -54,7 +54,7 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
         [json.loads(line) for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
         for run in ("alone", "two")
     ]
-    assert len(histories[1]) == 3
+    assert len(histories[1]) == 2
     for one, two in zip(*histories, strict=True):
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
         assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-3)
@@ -74,5 +74,5 @@ def test_what_cannot_be_shared_out(tmp_path) -> None:
     with pytest.raises(ConfigError, match="it trains no network"):
         distributed.fit(distributed.Job("ridge", RidgeSettings(), (), {}, tmp_path), 2, "cpu")
     n = torch.cuda.device_count() + 1
-    with pytest.raises(ConfigError, match="as many as there are"):
+    with pytest.raises(ConfigError, match="are there"):
         distributed.launch(n, "cuda", shares.refuse)
