@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamdec.errors import DataError
+from streamdec.errors import ConfigError, DataError
 from streamdec.types import Float32
 
 from .. import checkpoint
@@ -194,7 +194,11 @@ def network(
             n_concepts=len({item.concept for item in training.items}),
             kind=training.kind,
         )
-        learner = _Standardised(build(chosen, shapes), shapes)
+        try:
+            built = build(chosen, shapes)
+        except ValueError as error:  # a network that cannot be made for epochs of this size
+            raise ConfigError(f"{name} for epochs of {shapes.epochs}", got=error) from error
+        learner = _Standardised(built, shapes)
         learner.begin(training)
         if chosen.standardise and training.kind == "stimulus":
             learner.standardise(training)
