@@ -97,9 +97,7 @@ def similarity_loss(tokens: Tensor, features: Tensor) -> Tensor:
 
 def contrast(queries: Tensor, targets: Tensor, item: np.ndarray, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE whose positives are all rows of the same item, in equal shares."""
-    logits = scale * torch.stack(
-        [torch.stack([q @ t / (q.norm() * t.norm()) for t in targets]) for q in queries]
-    )
+    logits = scale * torch.stack([torch.stack([q @ t / (q.norm() * t.norm()) for t in targets]) for q in queries])
     total = torch.zeros(())
     for each in (logits, logits.T):
         chance = each.exp() / each.exp().sum(1, keepdim=True)
