@@ -123,6 +123,7 @@ def test_counts_of_parameters() -> None:
     assert count(TSConv(63, 250)) == convolutions + norms + 40 * 40 + 40
     assert count(TSConv(63, 250, project=False)) == convolutions + norms
     assert count(ResProj(1440, 1024)) == 1440 * 1024 + 1024 + 1024 * 1024 + 1024 + 2 * 1024
+    assert count(ResProj(1440, 2)) == 1440 * 2 + 2 + 2 * 2 + 2, "without norm"
 
 
 @pytest.mark.parametrize(("n_times", "n_features"), [(250, 1440), (201, 1040), (200, 1040), (100, 240), (75, 40)])
