@@ -27,6 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 INK, SOFT = "#1f2328", "#8b949e"  # stand for the page's own colours: see _SCHEME
 WIDTH = 8.8  # inches
+MAX_BANDS = 4
 
 _SCHEME = (
     "<style>svg{color:%s}@media screen and (prefers-color-scheme:dark){svg{color:#e6e9ec}}</style>" % INK  # noqa: UP031
@@ -156,7 +157,8 @@ def curves(
     """Draw shares in percent as curves with bands, a panel per group.
 
     ``groups`` per panel and method, at each x the values that are averaged, such as one per subject; the band is their
-    sample deviation. ``numbers`` what each method's colour is; ``doubling`` sets x in steps of two.
+    sample deviation, left out where more than ``MAX_BANDS`` would overlap. ``numbers`` what each method's colour is;
+    ``doubling`` sets x in steps of two.
     """
 
     def draw(figure: Figure) -> None:
@@ -166,7 +168,7 @@ def curves(
                 x = np.array(sorted(points))
                 mean = 100 * np.array([np.mean(points[at]) for at in x])
                 ax.plot(x, mean, label=method, **style(numbers[method]))
-                if all(len(points[at]) > 1 for at in x):
+                if len(of_group) <= MAX_BANDS and all(len(points[at]) > 1 for at in x):
                     band = 100 * np.array([np.std(points[at], ddof=1) for at in x])
                     colour = style(numbers[method])["color"]
                     ax.fill_between(x, mean - band, mean + band, color=colour, alpha=0.15, linewidth=0)

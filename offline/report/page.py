@@ -86,7 +86,7 @@ _STYLE = """
 @media screen and (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa4af; --line: #3a424b;
   --ground: #14181c; --tint: #1c2127; --accent: #6cb8e6; --warn: #ffce85; --warn-ground: #33260f; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 62rem; color: var(--ink); background: var(--ground);
+body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 74rem; color: var(--ink); background: var(--ground);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .8rem; padding-top: .8rem; border-top: 1px solid var(--line); }
@@ -106,9 +106,11 @@ th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; 
 thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom; white-space: pre; }
 th.number, td.number { text-align: right; padding-left: .8rem; }
 td.number { white-space: nowrap; }
+td.text { min-width: 6.5rem; }
 tr.bold td { font-weight: 650; }
 footer { margin-top: 4rem; color: var(--soft); font-size: .85rem; }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; }
+  table { font-size: 7.5pt; } th, td { padding: .2rem .5rem .2rem 0; } td.text { min-width: 0; }
   figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } a { color: inherit; text-decoration: none; }
   .wide { overflow: visible; } }
 """

@@ -12,7 +12,10 @@ N_CANDIDATES = 200
 
 
 class Published(msgspec.Struct, frozen=True):
-    """``intra`` and ``left_out`` as (top-1, top-5) in percent, None where not published."""
+    """``intra`` and ``left_out`` as (top-1, top-5) in percent, None where not published.
+
+    ``class_centres`` whether candidates were means of other images of the concepts, and not the stimuli.
+    """
 
     dataset: str
     method: str
@@ -21,6 +24,7 @@ class Published(msgspec.Struct, frozen=True):
     left_out: tuple[float | None, float | None]
     source: str
     how: str = ""
+    class_centres: bool = False
 
 
 _NEUROALIGN = "NeuroAlign's paper"
@@ -34,7 +38,8 @@ PUBLISHED: tuple[Published, ...] = (
         (16.1, 43.6),
         (6.2, 21.4),
         "Song et al. 2024, arXiv 2308.13234",
-        "class-centre gallery, not stimuli; chosen on validation",
+        "chosen on validation",
+        class_centres=True,
     ),
     Published(
         "things_eeg2",

@@ -47,30 +47,31 @@ def results(data: DataSet) -> Table:
     alike = len(set(sizes)) == 1
     beside = {} if data.simulated else published(data.name)
     columns: list[tuple[str, Column]] = [("method", "text")]
-    columns += [(f"{PROTOCOLS[name]}\ntop-{k} %", "number") for name in protocols for k in (1, 5)]
+    for name in protocols:
+        columns += [(f"{PROTOCOLS[name]}\ntop-{k} %", "number") for k in (1, 5)]
+        columns += [(f"published\n{PROTOCOLS[name]}\ntop-1 / top-5 %", "number")] if beside else []
     columns += [("subjects\n× seeds", "number")]
     columns += [] if alike else [("repetitions", "number"), ("candidates", "number")]
-    columns += [(f"published\n{PROTOCOLS[name]}\ntop-1 / top-5 %", "number") for name in protocols if beside]
     rows = []
     for base, own, size in zip(bases, shown, sizes, strict=True):
+        theirs = beside.get(base.method) if all(r.n_candidates == N_CANDIDATES for r in own) else None
         row = [base.title]
         for name in protocols:
             row += [percent(of(base.of(name), figure)) for figure in (_top1, _top5)]
-        row += [_grid(base), *(() if alike else size)]
-        theirs = beside.get(base.method) if all(r.n_candidates == N_CANDIDATES for r in own) else None
-        row += [_theirs(theirs, name) for name in protocols if beside]
-        rows.append(tuple(row))
+            row += [_theirs(theirs, name)] if beside else []
+        rows.append((*row, _grid(base), *(() if alike else size)))
     chance = _range(f"{100 / r.n_candidates:.2g}" for own in shown for r in own)
     each = (
         f"{sizes[0][0]} repetitions averaged into each query, {sizes[0][1]} stimuli to choose from"
         if alike
         else "all repetitions averaged into each query"
     )
-    caption = f"{_HOW} Figures of {each}; chance {chance} %."
+    caption = f"{_HOW} Figures of {each}; chance {chance}\u00a0%."
     if data.simulated:
         caption = f"Simulated data: not comparable with any published figure. {caption}"
     elif beside:
         caption += " Published figures are other programs', of 200 candidates; beside another number there are none."
+        caption += " † Against class centres, not stimuli." if any(row.class_centres for row in beside.values()) else ""
     return Table(tuple(columns), tuple(rows), caption)
 
 
@@ -88,7 +89,7 @@ def literature(data: DataSet) -> Table | None:
             ("how", "text"),
         ),
         tuple((row.name, _theirs(row, "intra"), _theirs(row, "left_out"), row.source, row.how) for row in rows),
-        "Top-1 / top-5 as published, means over subjects, 200 candidates.",
+        "Top-1 / top-5 as published, means over subjects, 200 candidates; † class centres, not stimuli.",
     )
 
 
@@ -195,13 +196,15 @@ def ablations(data: DataSet) -> Table | None:
         for variant in family:
             cells = [variant.title if variant.named else "", "as it is" if variant.base else variant.changed]
             for name in protocols:
-                for figure in (_top1, _top5):
-                    own, usual = of(variant.of(name), figure), of(base.of(name), figure)
-                    cells.append(_against(own, None if variant.base else usual))
+                usual = () if variant.base else base.of(name)
+                cells += [_against(variant.of(name), usual, figure) for figure in (_top1, _top5)]
             cells.append(_grid(variant))
             rows.append(tuple(cells))
     columns.append(("subjects\n× seeds", "number"))
-    caption = "Means over subjects; in brackets the difference from the method as it is, in points."
+    caption = (
+        "Means over subjects; in brackets the difference from the method as it is, in points, on the subjects and "
+        "seeds that both have."
+    )
     return Table(tuple(columns), tuple(rows), caption, tuple(bold)) if rows else None
 
 
@@ -258,11 +261,26 @@ def _range(values: Iterable[object]) -> str:
 
 def _theirs(row: Published | None, protocol: str) -> str:
     pair: Sequence[float | None] = (None, None) if row is None else getattr(row, protocol)
-    return " / ".join(_NONE if value is None else f"{value:.1f}" for value in pair) if any(pair) else _NONE
-
-
-def _against(own: Mean | None, usual: Mean | None) -> str:
-    if own is None:
+    if row is None or not any(pair):
         return _NONE
-    shown = f"{100 * own.value:.1f}"
-    return f"{shown} ({100 * (own.value - usual.value):+.1f})".replace("-", "−") if usual else shown
+    return " / ".join(_NONE if value is None else f"{value:.1f}" for value in pair) + (
+        " †" if row.class_centres else ""
+    )
+
+
+def _against(entries: Sequence[Entry], usual: Sequence[Entry], figure: Callable[[Retrieval], float]) -> str:
+    """Mean, and its difference from others on the subjects and seeds that both have."""
+    mean = of(entries, figure)
+    if mean is None:
+        return _NONE
+    theirs = {_key(entry): figure(_averaged(entry.evaluation)) for entry in usual}
+    pairs = [(_key(e), figure(_averaged(e.evaluation))) for e in entries if _key(e) in theirs]
+    shown = f"{100 * mean.value:.1f}"
+    if not pairs:
+        return shown
+    difference = summarise({key: value - theirs[key] for key, value in pairs}).value
+    return f"{shown} ({100 * difference:+.1f})".replace("-", "−")
+
+
+def _key(entry: Entry) -> tuple[str, int]:
+    return entry.evaluation.subject, entry.evaluation.seed

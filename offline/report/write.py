@@ -26,6 +26,7 @@ from .page import Block, Document, Note, Picture, Section, Text, to_html, to_mar
 
 _USUAL = ("pass", "train_loss", "validation_loss", "validation_top1")
 _WEIGHT = "weight_"
+_BANDS = f"Bands: SD over subjects, where there are up to {figures.MAX_BANDS} curves."
 _OCCLUSION = (
     "Occlusion: how much of the margin (cosine with the own image minus the mean cosine with the others) is lost when "
     "the channel is zero in every averaged test epoch. Channels that tell the same stand in for each other."
@@ -153,7 +154,7 @@ def _repetitions(data: DataSet) -> Picture | None:
         return None
     caption = (
         "Top-1 over the number of repetitions averaged before encoding; nested subsets, the same in every run. "
-        "Bands: SD over subjects."
+        f"{_BANDS}"
     )
     labels = ("repetitions", "top-1 %")
     return figures.curves(
@@ -206,7 +207,7 @@ def _time_windows(data: DataSet) -> list[Picture]:
                             points.setdefault(variant.title, {}).setdefault(at, []).append(float(np.mean(values)))
             if growing:
                 groups = {"from the start of the epoch to t": growing, "from t to its end": shrinking}
-                caption = f"Top-1 over time windows, {tables.PROTOCOLS[protocol]}. {said} Bands: SD over subjects."
+                caption = f"Top-1 over time windows, {tables.PROTOCOLS[protocol]}. {said} {_BANDS}"
                 name = _slug(data.name, "windows", mode, protocol)
                 out.append(
                     figures.curves(name, groups, data.numbers(), ("t, ms after the onset", "top-1 %"), chance, caption)
