@@ -187,6 +187,16 @@ def test_what_is_missing_is_named(root: Path, tmp_path) -> None:
         list(opened(root, Recipe(-0.2, 1.0, tuple(NAMES))).runs())
 
 
+def test_check_looks_at_every_session(root: Path) -> None:
+    next((root).rglob("ses-02/raw_eeg_test.npy")).unlink()
+    (finding,) = layouts.check(root)
+    assert (finding.layout.name, finding.subject, finding.lines) == ("raw", "sub-01", ())
+    pieces, said = zip(*(problem.split(": ", 1) for problem in finding.problems), strict=True)
+    assert pieces == ("ses-01 train", "ses-01 test", "ses-02 train", "ses-02 test")
+    assert all("no Fp1" in problem for problem in said[:3])
+    assert "raw_eeg_test.npy" in said[3]
+
+
 def test_config_is_the_default_recipe() -> None:
     written = convert(read_toml(CONFIGS / "data" / "things_eeg2.toml"), Recipe, "config")
     assert written.signal(CH_NAMES, 1000.0) == RECIPE.signal(CH_NAMES, 1000.0)

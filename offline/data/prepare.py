@@ -1,7 +1,7 @@
 """A data set -> the prepared store, through the live chain.
 
 What is stored is what :class:`streamdec.signal.chain.Chain` makes of each epoch with the very parameters a bundle will
-hold, so what an encoder is trained on is what it gets live, bit for bit.
+hold, so what an encoder is trained on is what it gets live, bit for bit; in a store of float16, to three digits.
 """
 
 from __future__ import annotations
