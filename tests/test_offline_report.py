@@ -17,11 +17,12 @@ import report_runs
 import tiny_store
 
 from offline import cli
+from offline.data.store import Prepared
 from offline.evaluate import Evaluation
 from offline.report import gather, inside, published, tables, views
 from offline.report.gather import DataSet, Gathered
 from offline.report.page import Document, Picture, Section, Table, Text, to_html
-from offline.report.write import report
+from offline.report.write import compose, report
 from offline.summary import summarise
 from streamdec.decode.gallery import Gallery
 from streamdec.errors import ConfigError, DataError
@@ -253,6 +254,25 @@ def test_gathering(runs, tmp_path) -> None:
         gather.gather([tmp_path / "nowhere"])
     with pytest.raises(DataError, match="no run folder"):
         gather.gather([_empty(tmp_path)])
+
+
+def test_number_of_subjects_tells_models_apart(runs, tmp_path) -> None:
+    """Each subject alone, both in one model, and left out: the last is not told apart, its protocol says it."""
+    a, b = (Prepared(runs.parent / name) for name in ("sub-01", "sub-02"))
+    for own, other in ((a, b), (b, a)):
+        name = own.meta.subject
+        report_runs.run(tmp_path / "ridge" / "intra" / name / "seed-0", "ridge", {}, [own], own)
+        report_runs.run(tmp_path / "ridge" / "left_out" / name / "seed-0", "ridge", {}, [other], own)
+        report_runs.run(tmp_path / "ridge" / "joint" / "seed-0", "ridge", {}, [a, b], own)
+    gathered = gather.gather([tmp_path])
+    both, one = gathered.data_sets[0].variants
+    assert (both.title, both.changed, one.title) == ("ridge", "", "ridge, training_subjects=1")
+    assert [len(both.of(protocol)) for protocol in ("intra", "left_out")] == [2, 2]
+    assert [len(one.of(protocol)) for protocol in ("intra", "left_out")] == [2, 0]
+    sections = {section.title: section for section in compose(gathered).sections}
+    (picture,) = sections["Number of subjects"].blocks
+    means = [100 * np.mean([tables.top1(entry) for entry in v.of("intra")]) for v in (one, both)]
+    assert f"intra-subject, ridge: 1: {means[0]:.3g}, 2: {means[1]:.3g}" in picture.alt
 
 
 def _empty(folder: Path) -> Path:

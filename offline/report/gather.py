@@ -24,7 +24,7 @@ from ..transductive import Transductive
 from ..windows import TimeWindows
 
 _T = TypeVar("_T")
-_SUBJECTS = "training subjects"
+_SUBJECTS = "training_subjects"
 _CELL = re.compile(r"([^/]+)/(?:joint|(?:intra|left_out)/[^/]+)/seed-\d+$")  # how a sweep names its run folders
 
 
@@ -71,6 +71,11 @@ class Variant(msgspec.Struct, frozen=True, eq=False):
         """Entries of a protocol, by subject and seed."""
         chosen = (entry for entry in self.entries if entry.evaluation.protocol == protocol)
         return tuple(sorted(chosen, key=lambda entry: (entry.evaluation.subject, entry.evaluation.seed)))
+
+    @property
+    def fewer_subjects(self) -> bool:
+        """Whether it differs from the method as it is in how many subjects it was fitted to, and in nothing else."""
+        return re.fullmatch(f"{_SUBJECTS}=\\d+", self.changed) is not None
 
     def runs(self) -> tuple[Run, ...]:
         """Each run once."""
@@ -239,10 +244,14 @@ def _variants(entries: Sequence[Entry]) -> tuple[Variant, ...]:
 def _family(name: str, entries: Sequence[Entry]) -> list[Variant]:
     """Split the entries of one method by what differs among them; the method as it is comes first."""
     choices = {id(entry): _choices(entry.run) for entry in entries}
-    for same in _grouped(entries, lambda entry: (_identity(entry), entry.evaluation.protocol)).values():
-        if len({len(entry.run.meta.prepared) for entry in same}) > 1:
-            for entry in same:
-                choices[id(entry)][_SUBJECTS] = str(len(entry.run.meta.prepared))
+    # How many subjects a model was fitted to tells its runs apart only where the protocol does not say it already.
+    alike = _grouped(entries, lambda entry: (str(choices[id(entry)]), entry.evaluation.protocol))
+    told = [entry for same in alike.values() if len(set(map(_n_subjects, same))) > 1 for entry in same]
+    if told:
+        most = max(map(_n_subjects, told))
+        numbers = {id(entry): _n_subjects(entry) for entry in told}
+        for entry in entries:
+            choices[id(entry)][_SUBJECTS] = str(numbers.get(id(entry), most))
     keys = sorted({key for chosen in choices.values() for key in chosen})
     varying = [key for key in keys if len({chosen.get(key) for chosen in choices.values()}) > 1]
     groups = _grouped(entries, lambda entry: (*(choices[id(entry)].get(key) for key in varying), entry.run.row))
@@ -261,10 +270,12 @@ def _family(name: str, entries: Sequence[Entry]) -> list[Variant]:
     return out
 
 
+def _n_subjects(entry: Entry) -> int:
+    return len(entry.run.meta.prepared)
+
+
 def _change(key: str, value: str | None) -> str:
-    if value is None:
-        return f"without {key}"
-    return f"{value} {key}" if key == _SUBJECTS else f"{key}={value}"
+    return f"without {key}" if value is None else f"{key}={value}"
 
 
 def _closeness(name: str, values: dict[str, str | None], entries: Sequence[Entry]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ _NONE = "–"
 
 def of(entries: Iterable[Entry], figure: Callable[[Retrieval], float]) -> Mean | None:
     """Summarise a figure of the averaged queries; None without entries."""
-    return over(entries, lambda evaluation: figure(_averaged(evaluation)))
+    return over(entries, lambda evaluation: figure(averaged(evaluation)))
 
 
 def over(entries: Iterable[Entry], figure: Callable[[Evaluation], float]) -> Mean | None:
@@ -42,7 +42,7 @@ def _spread(mean: Mean, scale: float, digits: int) -> str:
 def results(data: DataSet) -> Table:
     """Top-1 and top-5 of every method, on real data beside its published figures."""
     protocols, bases = data.protocols(), data.bases()
-    shown = [[_averaged(entry.evaluation) for entry in base.entries] for base in bases]
+    shown = [[averaged(entry.evaluation) for entry in base.entries] for base in bases]
     sizes = [(_range(r.repetitions for r in own), _range(r.n_candidates for r in own)) for own in shown]
     alike = len(set(sizes)) == 1
     beside = {} if data.simulated else published(data.name)
@@ -110,7 +110,7 @@ def subjects(data: DataSet, protocol: str) -> Table | None:
 
 def ranks(data: DataSet) -> Table:
     """Median rank, mAP and k-way of every variant."""
-    ways = sorted({int(k) for v in data.variants for e in v.entries for k in _averaged(e.evaluation).k_way})
+    ways = sorted({int(k) for v in data.variants for e in v.entries for k in averaged(e.evaluation).k_way})
     columns: list[tuple[str, Column]] = [("method", "text"), ("protocol", "text"), ("median rank", "number")]
     columns += [("mAP", "number"), *((f"{k}-way %", "number") for k in ways)]
     rows = []
@@ -232,9 +232,15 @@ def classes(data: DataSet) -> Table:
     return Table(columns, tuple(rows), f"Simulated data. {caption}" if data.simulated else caption)
 
 
-def _averaged(evaluation: Evaluation) -> Retrieval:
+def averaged(evaluation: Evaluation) -> Retrieval:
+    """Figures of the averaged queries, which evaluations of stimuli have."""
     assert evaluation.averaged is not None, "classes have tables of their own"
     return evaluation.averaged
+
+
+def top1(entry: Entry) -> float:
+    """Top-1 of the averaged queries."""
+    return averaged(entry.evaluation).top1
 
 
 def _centre(evaluation: Evaluation) -> Retrieval:
@@ -273,8 +279,8 @@ def _against(entries: Sequence[Entry], usual: Sequence[Entry], figure: Callable[
     mean = of(entries, figure)
     if mean is None:
         return _NONE
-    theirs = {_key(entry): figure(_averaged(entry.evaluation)) for entry in usual}
-    pairs = [(_key(e), figure(_averaged(e.evaluation))) for e in entries if _key(e) in theirs]
+    theirs = {_key(entry): figure(averaged(entry.evaluation)) for entry in usual}
+    pairs = [(_key(e), figure(averaged(e.evaluation))) for e in entries if _key(e) in theirs]
     shown = f"{100 * mean.value:.1f}"
     if not pairs:
         return shown

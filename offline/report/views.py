@@ -47,7 +47,7 @@ def embedded(rows: npt.NDArray[Any]) -> Float64:
 
 
 def geometry(name: str, title: str, seen: Look, of_item: Mapping[str, str]) -> Picture | None:
-    """t-SNE of the epochs and of their embeddings, and the dissimilarities of embeddings and of target features.
+    """t-SNE of the epochs and of their embeddings, and the dissimilarities of embeddings and of target embeddings.
 
     Items of the most frequent categories; None where fewer than two categories have two items.
     """
@@ -73,7 +73,7 @@ def geometry(name: str, title: str, seen: Look, of_item: Mapping[str, str]) -> P
             ax.set_title(f"t-SNE of {heading}")
             _bare(ax)
             ax.spines[:].set_visible(True)
-        for ax, matrix, heading in ((third, brain, "embeddings"), (fourth, target, "target features")):
+        for ax, matrix, heading in ((third, brain, "embeddings"), (fourth, target, "target embeddings")):
             _matrix(ax, matrix, labels, names)
             ax.set_title(f"1 − cosine, {heading}")
         handles, said = second.get_legend_handles_labels()
@@ -81,7 +81,7 @@ def geometry(name: str, title: str, seen: Look, of_item: Mapping[str, str]) -> P
 
     caption = (
         f"{title}. The {len(names)} most frequent categories, {len(order)} items. Representational similarity of "
-        f"embeddings and target features (Spearman): {likeness:.2f} on these, {whole:.2f} on all "
+        f"embeddings and target embeddings (Spearman): {likeness:.2f} on these, {whole:.2f} on all "
         f"{len(seen.queries)} items. Silhouette of the categories (cosine, not from the t-SNE): {apart[0]:.2f} in the "
         f"epochs, {apart[1]:.2f} in the embeddings. Distances between clusters of a t-SNE mean nothing."
     )

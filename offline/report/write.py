@@ -113,6 +113,7 @@ def _results(data: DataSet) -> list[Section]:
         _section("Subjects", [*(_bars(data, protocol) for protocol in protocols), *of_subjects]),
         _section("Repetitions", [_repetitions(data)]),
         _section("Time windows", _time_windows(data)),
+        _section("Number of subjects", [_subject_counts(data)]),
         _section("Ablations", [tables.ablations(data)]),
         _section("Ranks and k-way", [tables.ranks(data)]),
         _section("Class centres", [tables.class_centres(data)]),
@@ -171,6 +172,27 @@ def _per_subject(entries: Sequence[Entry], points: Callable[[Entry], dict[float,
         x: [float(np.mean([of_entry[x] for own, of_entry in found if own == subject])) for subject in subjects]
         for x in sorted(shared)
     }
+
+
+def _subject_counts(data: DataSet) -> Picture | None:
+    """Top-1 over the number of subjects one model was fitted to, of methods that have several."""
+    groups: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for base in data.bases():
+        family = [variant for variant in data.variants if variant.method == base.method and variant.fewer_subjects]
+        for protocol in data.protocols() if family else ():
+            entries = [entry for variant in (base, *family) for entry in variant.of(protocol)]
+            points: dict[float, list[float]] = {}
+            for n in sorted({len(entry.run.meta.prepared) for entry in entries}):
+                fitted = [entry for entry in entries if len(entry.run.meta.prepared) == n]
+                points |= _per_subject(fitted, lambda entry, n=n: {n: tables.top1(entry)})  # type: ignore[misc]
+            if len(points) > 1:
+                groups.setdefault(tables.PROTOCOLS[protocol], {})[base.title] = points
+    if not groups:
+        return None
+    chance = tables.averaged(data.variants[0].entries[0].evaluation).chance
+    name, labels = _slug(data.name, "number-of-subjects"), ("subjects fitted to", "top-1 %")
+    caption = f"Top-1 over the number of subjects that one model was fitted to. {_BANDS}"
+    return figures.curves(name, groups, data.numbers(), labels, chance, caption)
 
 
 _MODES = {
