@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -337,8 +338,9 @@ def _paths(text: str) -> list[Path]:
 
 def _roles(text: str) -> dict[str, Path]:
     """ROLE=FOLDER,... as a dictionary; a folder without a role is the image features."""
-    pairs = [part.rpartition("=") for part in text.split(",")]
-    roles = {role or "image": Path(path) for role, _, path in pairs}
+    # A folder may be called after its options: gabor@blur=low.
+    pairs = re.findall(r"(?:^|,)(?:(\w+)=)?([^,]*)", text)
+    roles = {role or "image": Path(path) for role, path in pairs}
     if len(roles) < len(pairs):
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: each role once")
     return roles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -160,6 +161,14 @@ def test_wrong_call_exits_2() -> None:
         with pytest.raises(SystemExit) as exit_:
             run(*arguments)
         assert exit_.value.code == 2
+
+
+def test_folders_of_features_by_role() -> None:
+    assert cli._roles("a/b") == {"image": Path("a/b")}
+    assert cli._roles("low=f/gabor@blur=low,medium=m") == {"low": Path("f/gabor@blur=low"), "medium": Path("m")}
+    assert cli._roles("f/gabor@blur=low") == {"image": Path("f/gabor@blur=low")}
+    with pytest.raises(argparse.ArgumentTypeError, match="each role once"):
+        cli._roles("a,image=b")
 
 
 @pytest.mark.parametrize("name", NAMES)
