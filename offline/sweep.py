@@ -6,6 +6,7 @@
       nice/intra/sub-01/seed-0/       a run folder (see :mod:`.checkpoint`), with its evaluations
       nice/left_out/sub-01/seed-0/    fitted on all the others
       mused/joint/seed-0/             one model of all subjects, evaluated on each
+      mused/added/sub-01/seed-0/      left_out's model of that subject and seed, with the subject added to it
       results.jsonl                   one line per evaluation
       failures.json                   cells that failed as often as they may, while there are any
 
@@ -31,11 +32,12 @@ from .checkpoint import RunFolder, replace
 from .data.store import Prepared
 from .evaluate import Evaluation
 from .experiment import check_roles, describe, evaluate_run, fit
+from .methods.base import MethodSettings
 from .methods.registry import method
 from .progress import Report, silent
 from .targets.store import Targets
 
-Protocol: TypeAlias = Literal["intra", "left_out", "joint"]
+Protocol: TypeAlias = Literal["intra", "left_out", "joint", "added"]
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,8 +80,9 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     ``stores`` per name of a preparation the folder of each subject; ``targets`` folders of target features by name;
     ``methods`` by the name that a table gives them; ``protocols``: "intra" fits and tests each subject alone,
-    "left_out" fits all the others, "joint" fits one model of all and tests it on each; ``retries`` further attempts at
-    a cell that fails.
+    "left_out" fits all the others, "joint" fits one model of all and tests it on each, "added" goes on from the row's
+    own "left_out" model with the subject alone, for methods with a setting ``base``; ``retries`` further attempts at a
+    cell that fails.
     """
 
     stores: dict[str, dict[str, str]]
@@ -92,7 +95,11 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One run. ``name`` its folder below the sweep's; ``train`` and ``test`` store folders; ``targets`` per role."""
+    """One run.
+
+    ``name`` its folder below the sweep's; ``train`` and ``test`` store folders; ``targets`` per role; ``base`` the cell
+    it goes on from, "" for none.
+    """
 
     name: str
     method: str
@@ -101,6 +108,7 @@ class Cell(msgspec.Struct, frozen=True):
     test: tuple[str, ...]
     targets: dict[str, str]
     seed: int
+    base: str = ""
 
 
 class Result(Evaluation, frozen=True, kw_only=True):
@@ -165,12 +173,16 @@ def cells(grid: Grid) -> list[Cell]:
         targets = {role: _named(grid.targets, of, f"{where}.targets.{role}") for role, of in entry.targets.items()}
         preparation = entry.stores or (next(iter(grid.stores)) if len(grid.stores) == 1 else "")
         stores = _named(grid.stores, preparation, f"{where}.stores")
-        for protocol in entry.protocols or grid.protocols:
+        protocols = entry.protocols or grid.protocols
+        if "added" in protocols and not ("left_out" in protocols and "base" in kind.__struct_fields__):
+            raise ConfigError(f"{where}, protocol added", allowed="with left_out, of a method that has a setting base")
+        for protocol in sorted(protocols, key="added".__eq__):  # last: it goes on from left_out
             for place, train, test in _folds(protocol, stores):
                 for seed in grid.seeds:
                     cell = f"{name}/{place}/seed-{seed}"
                     plain = msgspec.json.decode(msgspec.json.encode(settings))
-                    made[cell] = Cell(cell, entry.method, plain, train, test, targets, seed)
+                    base = f"{name}/{place.replace('added', 'left_out', 1)}/seed-{seed}" if protocol == "added" else ""
+                    made[cell] = Cell(cell, entry.method, plain, train, test, targets, seed, base)
     if not made:
         raise ConfigError("grid", got="no cells", allowed="a method, a protocol, a subject and a seed or more")
     return list(made.values())
@@ -197,7 +209,7 @@ def _folds(protocol: Protocol, stores: Mapping[str, str]) -> Iterator[tuple[str,
     for subject, own in stores.items():
         _check_name(subject)
         others = tuple(store for store in everyone if store != own)
-        yield f"{protocol}/{subject}", (own,) if protocol == "intra" else others, (own,)
+        yield f"{protocol}/{subject}", others if protocol == "left_out" else (own,), (own,)
 
 
 def _check_name(name: str) -> None:
@@ -240,13 +252,27 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
     replace(out / "results.jsonl", b"".join(lines))
     failures: dict[str, Failure] = {}
     _keep(failures, out)
-    todo: Todo = deque((cell, 1) for cell in wanted if cell.name not in finished)
+    todo: Todo = deque()
+    waiting = [cell for cell in wanted if cell.name not in finished]
+
+    def admit() -> None:
+        """Let those begin that wait for nothing; give up those that wait for what failed."""
+        for cell in waiting.copy():
+            if not cell.base or cell.base in finished:
+                todo.append((cell, 1))
+            elif cell.base in failures:
+                failures[cell.name] = Failure(0, f"{cell.base} failed")
+            else:
+                continue
+            waiting.remove(cell)
+
     report(f"{len(finished)} of {len(wanted)} cells are finished", len(finished), len(wanted))
     execute = execute or one_by_one(grid.resources.device)
 
     def say(line: str, done: int = 0, total: int = 0) -> None:
         report(line, len(finished) + len(failures), len(wanted))
 
+    admit()
     for cell, attempt, error in execute(todo, out, say):
         if not error:
             finished[cell.name] = plan.finished(cell)
@@ -259,8 +285,9 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
             say(f"{cell.name}: {error}; attempt {attempt + 1} follows")
         else:
             failures[cell.name] = Failure(attempt, error)
-            _keep(failures, out)
             say(f"{cell.name}: {error}; given up")
+        admit()
+        _keep(failures, out)
     return Swept(tuple(result for cell in wanted for result in finished.get(cell.name, ())), failures)
 
 
@@ -275,7 +302,7 @@ class _Plan:
         self._run = {
             cell.name: describe(
                 method(cell.method),
-                msgspec.convert(cell.settings, method(cell.method).settings),
+                _settings(cell, out),
                 [stores[path] for path in cell.train],
                 {role: features[path] for role, path in cell.targets.items()},
                 cell.seed,
@@ -340,12 +367,16 @@ def attempt_at(cell: Cell, out: Path, device: str, report: Report = silent) -> s
     return ""
 
 
+def _settings(cell: Cell, out: Path) -> MethodSettings:
+    chosen = msgspec.convert(cell.settings, method(cell.method).settings)
+    return msgspec.structs.replace(chosen, base=str(out / cell.base)) if cell.base else chosen
+
+
 def _work(cell: Cell, out: Path, device: str, report: Report) -> None:
     chosen, folder = method(cell.method), RunFolder(out / cell.name)
-    settings = msgspec.convert(cell.settings, chosen.settings)
     stores = [Prepared(Path(path)) for path in cell.train]
     targets = {role: Targets(Path(path)) for role, path in cell.targets.items()}
-    fit(chosen, settings, stores, targets, folder.path, seed=cell.seed, device=device, report=report)
+    fit(chosen, _settings(cell, out), stores, targets, folder.path, seed=cell.seed, device=device, report=report)
     for path in cell.test:
         evaluation = evaluate_run(folder.path, Prepared(Path(path)))
         folder.keep_evaluation(evaluation.subject, evaluation)

@@ -175,6 +175,38 @@ def test_failures_are_counted_and_the_others_go_on(grid: Grid, tmp_path) -> None
     assert not (tmp_path / "failures.json").exists()
 
 
+def test_added_goes_on_from_left_out(folder: Path, tmp_path) -> None:
+    whole = sweep.load(folder / "grid.toml")
+    small = {"width": 16, "n_layers": 1, "n_hidden": 16, "n_heads": 2, "schedule": {"n_epochs_train": 1}}
+    row = sweep.Entry(
+        method="mused", targets={"image": "known"}, settings=small, protocols=("added", "left_out"), stores="tiny"
+    )
+    grid = msgspec.structs.replace(whole, methods={"mused": row}, seeds=(0,), retries=0)
+    cells = {cell.name: cell for cell in sweep.cells(grid)}
+    added = cells["mused/added/sub-02/seed-0"]
+    assert added.base == "mused/left_out/sub-02/seed-0"
+    assert added.train == added.test == (str(folder / "sub-02"),)
+    swept = sweep.run(grid, tmp_path / "whole")
+    assert [result.cell for result in swept.results] == list(cells)
+    kept = RunFolder(tmp_path / "whole" / added.name).read("run.json", RunMeta).settings["base"]
+    assert kept == str(tmp_path / "whole" / added.base)
+    done: list[str] = []
+
+    def fails(todo, out, report):
+        while todo:
+            cell, attempt = todo.popleft()
+            done.append(cell.name)
+            yield cell, attempt, "the power went"
+
+    swept = sweep.run(grid, tmp_path / "failed", fails)
+    assert done == [name for name in cells if "left_out" in name]
+    assert swept.failures["mused/added/sub-01/seed-0"] == sweep.Failure(0, "mused/left_out/sub-01/seed-0 failed")
+    for protocols, of in ((("added",), "mused"), (("added", "left_out"), "ridge")):
+        wrong = msgspec.structs.replace(row, protocols=protocols, method=of, settings={})
+        with pytest.raises(ConfigError, match="protocol added; allowed: with left_out"):
+            sweep.cells(msgspec.structs.replace(grid, methods={"row": wrong}))
+
+
 def test_unforeseen_error_is_kept_in_full(grid: Grid, tmp_path) -> None:
     cell = msgspec.structs.replace(sweep.cells(grid)[0], method="none")
     assert "got none" in sweep.attempt_at(cell, tmp_path, "cpu")
