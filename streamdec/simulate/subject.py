@@ -40,13 +40,17 @@ class Subject:
         The subject: another seed has other sources, latencies, amplitudes and noise.
     sfreq : float
         Rate of the recordings, Hz.
+    distinctness : float
+        How much the responses to different images differ, as a multiple of what makes the subject as hard to decode as
+        real ones are. Above 1 small data sets show what big ones would.
     """
 
     ch_names = CH_NAMES
 
-    def __init__(self, world: World, seed: int = 0, *, sfreq: float = 1000.0) -> None:
+    def __init__(self, world: World, seed: int = 0, *, sfreq: float = 1000.0, distinctness: float = 1.0) -> None:
         self.world = world
         self.seed = seed
+        self._distinctness = np.float32(distinctness)
         self.sfreq = sfreq
         self._forward = Forward(seed, sfreq)
         self._moments: dict[Split, Float32] = {}
@@ -103,5 +107,9 @@ class Subject:
 
     def _all_moments(self, split: Split) -> Float32:
         if split not in self._moments:
-            self._moments[split] = self._forward.moments(self.world, split)
+            moments = self._forward.moments(self.world, split)
+            if self._distinctness != 1:
+                mean = self._forward.mean_moments
+                moments = mean + self._distinctness * (moments - mean)
+            self._moments[split] = moments
         return self._moments[split]
