@@ -222,7 +222,10 @@ def _identity(entry: Entry) -> tuple[tuple[str, str], ...]:
 def _choices(run: Run) -> dict[str, str]:
     """Everything a run's author could choose, as text."""
     of_targets = {f"target {role}": encoder for role, encoder in run.targets.items()}
-    return flat(run.meta.settings) | of_targets
+    settings = flat(run.meta.settings)
+    if settings.get("base"):  # which run it goes on from differs with subject and seed
+        settings["base"] = "a run"
+    return settings | of_targets
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
