@@ -353,6 +353,15 @@ def test_cases_are_drawn_from_hits_and_misses(runs) -> None:
     assert all(case.first[0] == case.own and case.rank == 0 for case in right)
     assert all(case.first[0] == case.own + 1 for case in wrong)
     assert [inside.cases(seen, 2) for _ in range(2)] == [inside.cases(seen, 2)] * 2
+    sheet = views.sheet("cases", "ridge", seen, right[:1], wrong[:1])
+    own, (first, *_) = seen.items[right[0].own].label, wrong[0].first
+    assert f"shown {own}, found {own}" in sheet.alt
+    assert f"shown {seen.items[wrong[0].own].label}, found {seen.items[first].label}" in sheet.alt
+    assert sheet.content.count(b"<image") == 12
+    bare = tuple(msgspec.structs.replace(item, image="") for item in seen.items)
+    labels_only = views.sheet("cases", "ridge", msgspec.structs.replace(seen, items=bare), right[:1], wrong[:1])
+    assert labels_only.alt == sheet.alt
+    assert b"<image" not in labels_only.content
 
 
 def report_opened(data: DataSet):
@@ -438,8 +447,8 @@ def test_commands(runs, tmp_path, capsys) -> None:
         shutil.copy(images / item["image"], concept / "another.png")
         shutil.copy(images / item["image"], concept / item["image"])
     commands = (
-        ("features", store, "colour", tmp_path / "colour"),
-        ("features", tmp_path / "more", "colour", tmp_path / "centres"),
+        ("features", store, "colour@vse", tmp_path / "colour"),
+        ("features", tmp_path / "more", "colour@vse", tmp_path / "centres"),
         ("fit", "ridge", store, tmp_path / "colour", run),
         ("evaluate", run, "--centres", tmp_path / "centres", "--windows", "masked", "--transductive"),
         ("report", run, "--out", tmp_path / "report.html", "--markdown"),
@@ -451,7 +460,7 @@ def test_commands(runs, tmp_path, capsys) -> None:
     assert "0 to 100 ms: top-1" in said
     assert "transductive, csls: top-1" in said
     page = Page((tmp_path / "report.html").read_text())
-    assert {"Class centres", "Time windows", "Transductive scores"} <= set(page.headings)
+    assert {"Class centres", "Time windows", "Transductive scores", "Saliency maps"} <= set(page.headings)
     found = gather.read(run)
     assert found.evaluations[0].class_centre.top1 == found.evaluations[0].averaged.top1, "the images are the same"
     assert (found.transductive[0].alone.top1, found.windows[0].mode) == (found.evaluations[0].averaged.top1, "masked")
