@@ -9,6 +9,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ import report_runs
 import tiny_store
 
 from offline import cli
-from offline.data.store import Prepared
+from offline.data.store import Item, Prepared
 from offline.evaluate import Evaluation
 from offline.report import gather, inside, published, tables, views
 from offline.report.gather import DataSet, Gathered
@@ -391,6 +392,24 @@ def test_categories(runs, tmp_path) -> None:
         inside.categories(prepared, tmp_path / "t.csv")
     with pytest.raises(DataError, match="categories"):
         inside.categories(prepared, tmp_path / "nowhere.tsv")
+
+
+@pytest.mark.data
+def test_categories_of_things(data) -> None:
+    """The concept table of THINGS as it is distributed, for the 200 test images as the loader names them."""
+    folder = data / "things_eeg2"
+    rows = [line.split("\t") for line in (folder / "things_eeg2_image_metadata.tsv").read_text().splitlines()]
+    paths = [Path(row[1]) for row in rows if row[-1] == "test"]
+    items = tuple(
+        Item(f"{path.parent.name}/{path.name}", path.parent.name[6:].replace("_", " "), f"test/{path.parent.name}")
+        for path in paths
+    )
+    prepared = SimpleNamespace(meta=SimpleNamespace(items={"test": items}))
+    found = inside.categories(prepared, folder / "things_concepts.tsv")
+    assert len(items) == 200
+    assert "00001_aircraft_carrier/aircraft_carrier_06s.jpg" not in found, "the raters gave it none"
+    assert found["00002_antelope/antelope_01b.jpg"] == "animal"
+    assert inside.most_frequent([found.get(item.id) for item in items], 4)[0] in ("animal", "food")
 
 
 def test_text_is_text_and_empty_sections_are_left_out() -> None:

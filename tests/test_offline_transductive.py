@@ -66,3 +66,15 @@ def test_a_hub_misleads_what_looks_at_queries_alone(rng) -> None:
     assert found.alone == evaluate.retrieval(queries, gallery, np.arange(20), 4)
     again = msgspec.json.decode(msgspec.json.encode(found), type=transductive.Transductive)
     assert (again.subject, again.csls) == ("nobody", found.csls)
+
+
+@pytest.mark.data
+def test_a_real_decoder_gains_by_what_it_must_not_have(data) -> None:
+    """ATM-S, subject 08: alone 72 of 200; the figures with help are what other papers' tables hold."""
+    folder = data / "things_eeg2"
+    queries = np.load(folder / "atm_s_sub-08_test_query_embeddings.npy")
+    ids = (folder / "things_eeg2_test_image_ids.txt").read_text().split()
+    gallery = Gallery(np.load(folder / "vit_h14_test_image_features.npy"), ids, ids)
+    found = transductive.transductive(ABOUT, queries, gallery, np.arange(200), 80)
+    assert found.alone.top1 * 200 == pytest.approx(72)
+    assert all(kind.top1 * 200 > 85 for kind in (found.csls, found.sinkhorn, found.whitened))
