@@ -404,12 +404,12 @@ def test_categories_of_things(data) -> None:
         Item(f"{path.parent.name}/{path.name}", path.parent.name[6:].replace("_", " "), f"test/{path.parent.name}")
         for path in paths
     )
-    prepared = SimpleNamespace(meta=SimpleNamespace(items={"test": items}))
+    prepared = SimpleNamespace(meta=SimpleNamespace(items={"test": items}, images=""))
     found = inside.categories(prepared, folder / "things_concepts.tsv")
     assert len(items) == 200
-    assert "00001_aircraft_carrier/aircraft_carrier_06s.jpg" not in found, "the raters gave it none"
+    assert len(found) > 120, "more than the raters' column has"
+    assert found["00001_aircraft_carrier/aircraft_carrier_06s.jpg"] == "vehicle"
     assert found["00002_antelope/antelope_01b.jpg"] == "animal"
-    assert inside.most_frequent([found.get(item.id) for item in items], 4)[0] in ("animal", "food")
 
 
 def test_text_is_text_and_empty_sections_are_left_out() -> None:

@@ -134,9 +134,9 @@ def _case(seen: Look, row: int, rank: int) -> Case:
 def categories(prepared: Prepared, table: Path | None) -> dict[str, str]:
     """Category of each test item, by id; items without one are left out.
 
-    From ``table``, TSV or CSV with a header: the items are looked for in every column, by id, file, label or concept,
-    and their category is in the first column whose heading has "category" in it, such as in the THINGS concept table.
-    Without one, of a simulated data set its shapes.
+    Of simulated images their shapes. Else from ``table``, TSV or CSV with a header: the items are looked for in every
+    column, by id, file, label or concept; of the columns whose heading has "category" in it, the one that tells of most
+    items is taken, as the concept table of THINGS has several with gaps. Without a table nothing is known.
 
     Raises
     ------
@@ -146,20 +146,24 @@ def categories(prepared: Prepared, table: Path | None) -> dict[str, str]:
         It has no such column, or none of the items.
     """
     items = prepared.meta.items.get("test", ())
+    attributes = Path(prepared.meta.images) / "image_attributes.tsv"
+    if attributes.exists():
+        return _shapes(attributes, items)
     if table is None:
-        attributes = Path(prepared.meta.images) / "image_attributes.tsv"
-        return _shapes(attributes, items) if attributes.exists() else {}
+        return {}
     rows = _read(table)
-    heading = next((name for name in rows[0] if "category" in name.lower()), None) if rows else None
-    if heading is None:
+    headings = [name for name in rows[0] if "category" in name.lower()] if rows else []
+    if not headings:
         raise ConfigError(
             f"columns of {table}", got=", ".join(rows[0]) if rows else "none", allowed="one with category"
         )
-    spelt = [{_spelling(name): item for item in items for name in _names(item)}]
-    columns = [name for name in rows[0] if name != heading]
-    key = max(columns, key=lambda name: sum(_spelling(row[name]) in spelt[0] for row in rows), default=heading)
-    of_name = {_spelling(row[key]): row[heading].strip() for row in rows}
-    found = {item.id: of_name[name] for item in items for name in map(_spelling, _names(item)) if of_name.get(name)}
+    spelt = {_spelling(name) for item in items for name in _names(item)}
+    key = max(rows[0], key=lambda name: len(spelt & {_spelling(row[name]) for row in rows}))
+    found: dict[str, str] = {}
+    for heading in headings:
+        told = {_spelling(row[key]): (row[heading] or "").strip() for row in rows}
+        of_item = {item.id: told[name] for item in items for name in map(_spelling, _names(item)) if told.get(name)}
+        found = max(found, of_item, key=len)
     if not found:
         raise ConfigError(f"{table}", got="none of the test items", allowed="a column with their labels or ids")
     return found
