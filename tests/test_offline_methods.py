@@ -30,6 +30,7 @@ from streamdec.decode.engine import OnnxEngine
 from streamdec.signal.chain import Chain
 
 PASSES = 20
+N_CHANS = 5  # ChannelNet takes no fewer
 
 
 class Row(NamedTuple):
@@ -48,6 +49,10 @@ SCHEDULE = {"n_epochs_train": PASSES, "batch_size": 32, "learning_rate": 2e-3}
 ROWS = {
     "atm": Row({"image": "known", "text": "turned"}),
     "hvf": Row({"rn50": "known", "vae": "latent"}, {"n_dims": 16, "n_inner": 16}),
+    "mused": Row(
+        {"image": "known", "high": "turned", "low": "latent"},
+        {"width": 32, "n_layers": 1, "n_hidden": 32, "patch": [5, 10], "attention_rate": 1.0},
+    ),
     "neuroalign": Row({"image": "known", "text": "turned"}, {"n_dims": 16}),
     "neuroclip": Row(
         {"image": "clip", "tokens": "tokens", "thumbnails": "thumbnails"},
@@ -56,6 +61,7 @@ ROWS = {
     ),
     "nice": Row({"image": "known"}),
     "ridge": Row({"image": "known"}),
+    "thought2text": Row({"image": "known"}),
     "ubp": Row({"medium": "known", "low": "turned", "high": "blurred"}),
 }
 NETWORKS = [name for name in NAMES if name != "ridge"]
@@ -75,7 +81,7 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Prepared:
-    return tiny_store.make(tmp_path_factory.mktemp("store") / "tiny", noise=2.0)
+    return tiny_store.make(tmp_path_factory.mktemp("store") / "tiny", noise=2.0, n_chans=N_CHANS)
 
 
 def roles(name: str, store: Prepared) -> dict[str, Targets]:
@@ -171,7 +177,10 @@ def test_killed_run_goes_on_to_the_same_encoder(name: str, store: Prepared, tmp_
 @pytest.mark.parametrize("name", NAMES)
 def test_several_subjects_and_one_left_out(name: str, store: Prepared, tmp_path: Path) -> None:
     """Two subjects in one model, decoded by their names; a third, which it does not know, is decoded and exported."""
-    stores = [store, *(tiny_store.make(tmp_path / who, noise=2.0, subject=who) for who in ("second", "third"))]
+    stores = [
+        store,
+        *(tiny_store.make(tmp_path / who, noise=2.0, subject=who, n_chans=N_CHANS) for who in ("second", "third")),
+    ]
     out = run(name, stores[:2], tmp_path / "run", n_epochs_train=2)
     for one in stores:
         found = evaluate_run(out, one)
@@ -183,7 +192,7 @@ def test_several_subjects_and_one_left_out(name: str, store: Prepared, tmp_path:
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.classes])
 def test_classes(name: str, tmp_path: Path) -> None:
     """In class data all epochs of a class are positives of each other."""
-    store = tiny_store.make(tmp_path / "class", kind="class", noise=2.0)
+    store = tiny_store.make(tmp_path / "class", kind="class", noise=2.0, n_chans=N_CHANS)
     found = evaluate_run(run(name, [store], tmp_path / "run"))
     assert found.auc["target"] > 0.8
     assert found.auc["other"] > 0.8

@@ -35,6 +35,7 @@ def make(
     repetitions: int = 4,
     noise: float = 1.0,
     subject: str = "nobody",
+    n_chans: int = N_CHANS,
 ) -> Prepared:
     """Epochs = features @ patterns + noise; classes have 2 items, 90 train and 60 test epochs."""
     rng = np.random.default_rng(3)
@@ -51,15 +52,15 @@ def make(
             for part, n in (("train", n_train), ("test", n_test))
         }
         features = {i.id: rng.standard_normal(dim).astype(np.float32) for part in items.values() for i in part}
-    patterns = rng.standard_normal((dim, N_CHANS, N_TIMES))
-    signal = Signal(tuple("ABCD"), 100.0, 0.0, (N_TIMES - 1) / 100)
+    patterns = rng.standard_normal((dim, n_chans, N_TIMES))
+    signal = Signal(tuple("ABCDEFGH"[:n_chans]), 100.0, 0.0, (N_TIMES - 1) / 100)
     meta = Meta(
         dataset="tiny",
         subject=subject,
         simulated=True,
         kind=kind,
         signal=signal,
-        shape=(N_CHANS, N_TIMES),
+        shape=(n_chans, N_TIMES),
         channel_sd={},
         offline_only="",
         images="",
@@ -75,7 +76,7 @@ def make(
             mean = np.stack([np.tensordot(features[members[i].id], patterns, 1) for i in order])
             epochs = (mean + noise * rng.standard_normal(mean.shape)).astype(np.float32)
             writer.append(part, epochs, order.astype(np.int64), 0, np.arange(len(order), dtype=np.int64) * 20)
-        writer.close(dict.fromkeys("ABCD", 1.0))
+        writer.close(dict.fromkeys(signal.ch_names, 1.0))
     targets = path.parent / f"{path.name}-targets"
     compute(Known(features), [item for part in items.values() for item in part], Path(), targets)
     return Prepared(path)
