@@ -99,8 +99,8 @@ def clip_mused(
 def thought2text(embeddings: Tensor, targets: Tensor, logits: Tensor, label: Tensor) -> Tensor:
     """Loss of Thought2Text, stage 1 (Mishra et al. 2024, arXiv 2410.07507): MSE to CLIP plus object cross-entropy, 1:1.
 
-    ``embeddings``, ``targets`` (B, D); ``logits`` (B, L); ``label`` (B,) integer, -1 where there is none: such rows count
-    in the first term only.
+    ``embeddings``, ``targets`` (B, D); ``logits`` (B, L); ``label`` (B,) integer, -1 where there is none: such rows
+    count in the first term only.
     """
     error, labelled = nnf.mse_loss(embeddings, targets), label >= 0
     return error + nnf.cross_entropy(logits[labelled], label[labelled]) if labelled.any() else error
