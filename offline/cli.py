@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from streamdec.config import convert, read_toml
+from streamdec.config import read_toml
 from streamdec.errors import ConfigError, StreamdecError
 
 from . import prepare_cli, sweep_cli
@@ -199,7 +199,7 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .targets.store import Targets
 
     chosen = method(args.method)
-    settings = convert(read_toml(args.config) if args.config else {}, chosen.settings, f"config {args.config}")
+    settings = chosen.configured(read_toml(args.config) if args.config else {}, f"config {args.config}")
     with progress(err) as report:
         if args.gpus is not None:
             from . import distributed

@@ -28,9 +28,10 @@ from streamdec.simulate.world import World
 
 from .data import layouts
 from .data.prepare import Recipe, Source, Whitening, prepare
+from .methods.base import merged
 from .methods.registry import method
 from .progress import Report, silent
-from .sweep import Entry, Executor, Grid, Protocol, Resources, Swept, merged, run
+from .sweep import Entry, Executor, Grid, Protocol, Resources, Swept, run
 from .tables import FOLDER, NAMES
 from .targets.captions import Captioner, write
 from .targets.registry import encoder

@@ -167,14 +167,14 @@ def cells(grid: Grid) -> list[Cell]:
     for name, entry in grid.methods.items():
         where = f"methods.{name}"
         _check_name(name)
-        kind = method(entry.method).settings
-        settings = convert(merged(msgspec.to_builtins(kind()), entry.settings), kind, f"{where}.settings")
-        check_roles(method(entry.method), entry.targets)
+        chosen = method(entry.method)
+        settings = chosen.configured(entry.settings, f"{where}.settings")
+        check_roles(chosen, entry.targets)
         targets = {role: _named(grid.targets, of, f"{where}.targets.{role}") for role, of in entry.targets.items()}
         preparation = entry.stores or (next(iter(grid.stores)) if len(grid.stores) == 1 else "")
         stores = _named(grid.stores, preparation, f"{where}.stores")
         protocols = entry.protocols or grid.protocols
-        if "added" in protocols and not ("left_out" in protocols and "base" in kind.__struct_fields__):
+        if "added" in protocols and not ("left_out" in protocols and "base" in chosen.settings.__struct_fields__):
             raise ConfigError(f"{where}, protocol added", allowed="with left_out, of a method that has a setting base")
         for protocol in sorted(protocols, key="added".__eq__):  # last: it goes on from left_out
             for place, train, test in _folds(protocol, stores):
@@ -186,16 +186,6 @@ def cells(grid: Grid) -> list[Cell]:
     if not made:
         raise ConfigError("grid", got="no cells", allowed="a method, a protocol, a subject and a seed or more")
     return list(made.values())
-
-
-def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, the second's where it has any."""
-    both = {key: merged(first[key], second[key]) for key in first if _is_nested(first[key], second.get(key))}
-    return {**first, **second, **both}
-
-
-def _is_nested(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
 
 
 def _folds(protocol: Protocol, stores: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:

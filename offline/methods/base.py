@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from streamdec.config import convert
 from streamdec.types import Bool, Float32, Float64
 
 from ..checkpoint import RunFolder
@@ -126,6 +127,16 @@ class Method:
     load: Callable[[Path], Encoder]
     open_roles: bool = False
 
+    def configured(self, given: Mapping[str, Any], where: str) -> MethodSettings:
+        """Make the settings: the method's own, changed by what is given, however deep it lies.
+
+        Raises
+        ------
+        ConfigError
+            An unknown key, a wrong type or value; ``where`` says in which file.
+        """
+        return convert(merged(msgspec.to_builtins(self.settings()), given), self.settings, where)
+
 
 def concepts(training: Training) -> tuple[tuple[str, ...], Int64]:
     """Number the concepts in alphabetical order: their names, and each item's number (n_items,).
@@ -142,3 +153,9 @@ def standard(targets: Float32) -> tuple[Float64, Float64]:
     wide = targets.astype(np.float64)
     deviation = wide.std(axis=0)
     return wide.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, the second's where it has any."""
+    nested = [key for key in first if isinstance(first[key], dict) and isinstance(second.get(key), dict)]
+    return {**first, **second, **{key: merged(first[key], second[key]) for key in nested}}
