@@ -314,6 +314,10 @@ def _show(out: Console, evaluation: Evaluation) -> None:
         centre = evaluation.class_centre
         shares = f"top-1 {100 * centre.top1:.2f} %, top-5 {100 * centre.top5:.2f} %"
         tell(out, f"against {centre.n_candidates} class centres: {shares}")
+    if evaluation.multi_label:
+        many = evaluation.multi_label
+        figures = f"mAP {many.mean_average_precision:.4f}, AUC {many.auc:.4f}, Hamming {many.hamming:.4f}"
+        tell(out, f"{many.n_labels} labels: {figures}")
     for label, value in evaluation.auc.items():
         tell(out, f"single-epoch AUC of {label}: {value:.4f}")
     if evaluation.offline_only:

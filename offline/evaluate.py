@@ -69,7 +69,8 @@ class Evaluation(About, frozen=True, kw_only=True):
 
     ``averaged`` all repetitions of each stimulus; ``curve`` over nested repetition counts; ``single`` every epoch
     alone; ``auc`` per class, for two-class and other class galleries; ``class_centre`` the averaged queries against the
-    centres of their concepts (:func:`class_centres`), which is another task than finding the stimulus.
+    centres of their concepts (:func:`class_centres`), which is another task than finding the stimulus. ``multi_label``
+    the labels that a method predicts from them, where the run has features in a role "labels".
     """
 
     single: Retrieval
@@ -77,6 +78,7 @@ class Evaluation(About, frozen=True, kw_only=True):
     curve: tuple[Retrieval, ...] = ()
     auc: dict[str, float] = {}
     class_centre: Retrieval | None = None
+    multi_label: metrics.MultiLabel | None = None
 
 
 def about_fields(about: About) -> dict[str, Any]:

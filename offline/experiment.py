@@ -16,13 +16,13 @@ from streamdec.decode.manifest import Calibration
 from streamdec.errors import ConfigError, DataError
 from streamdec.types import Bool, Float32
 
-from . import evaluate
+from . import evaluate, metrics
 from .checkpoint import FittedMeta, RunFolder, RunMeta, commit, versions
 from .data import splits
 from .data.joined import Joined, join
 from .data.store import Int64, Item, Part, PartName, Prepared
 from .evaluate import About, Evaluation
-from .methods.base import Encoder, Method, MethodSettings, Training
+from .methods.base import Encoder, Labelling, Method, MethodSettings, Training
 from .methods.registry import method as method_named
 from .progress import Report, silent
 from .targets.store import Targets
@@ -309,7 +309,17 @@ def evaluate_run(
         curve=curve,
         auc={} if stimuli else evaluate.class_auc(single, part.rows.item, [item.id for item in part.items]),
         class_centre=_against_centres(test, centres) if centres and stimuli else None,
+        multi_label=_labels(test) if stimuli and "labels" in test.targets else None,
     )
+
+
+def _labels(test: Opened) -> metrics.MultiLabel | None:
+    if not isinstance(test.encoder, Labelling):
+        return None
+    means, shown, _ = test.averaged()
+    predicted = test.encoder.labels(means, test.about.subject)
+    true = test.targets["labels"].of([test.part.items[i] for i in shown])
+    return None if predicted is None else metrics.multi_label(predicted, true > 0.5)
 
 
 def _against_centres(test: Opened, centres: Mapping[str, Targets]) -> evaluate.Retrieval:

@@ -142,6 +142,10 @@ class Learner(nn.Module):
         """Target features per role (U, ...) -> (U, D), what queries are compared with."""
         raise NotImplementedError
 
+    def classify(self, epochs: Tensor, subject: Tensor) -> Tensor | None:
+        """As :meth:`encode`, to logits of labels (B, L); None of a learner that predicts none."""
+        return None
+
     def loss(self, batch: Batch) -> Tensor:
         """Loss of a batch, (). In evaluation mode it changes nothing."""
         raise NotImplementedError

@@ -258,6 +258,25 @@ def test_new_subject_adds_tokens_only(base: Path, stores: list[Prepared]) -> Non
         assert found.top1_interval[0] > found.chance
 
 
+def test_labels_are_scored(stores: list[Prepared], tmp_path: Path) -> None:
+    """Six labels of each stimulus, several at once; RSA, InfoNCE and standardising leave them as they are."""
+    made = tiny_targets.make(stores[0], {"known", "signs"})
+    known = {"image": made["known"], "labels": made["signs"]}
+    fit(MUSED, settings_of(standardise=True), stores[:1], known, tmp_path / "run")
+    found = evaluate_run(tmp_path / "run").multi_label
+    assert found is not None
+    assert found.n_labels == 6
+    assert found.auc > 0.7
+    _, _, _, encoder = open_run(tmp_path / "run")
+    part = stores[0].part("test")
+    means = part.means(part.of_item())
+    true = made["signs"].of(part.items) > 0
+    chance = torch.sigmoid(encoder.learner.classify(torch.from_numpy(means), torch.zeros(12, dtype=torch.int64)))
+    assert found.hamming == pytest.approx(np.mean((chance.detach().numpy() >= 0.5) != true))
+    fit(MUSED, settings_of(label_weight=0.0), stores[:1], known, tmp_path / "none")
+    assert evaluate_run(tmp_path / "none").multi_label is None
+
+
 def test_base_must_fit(base: Path, stores: list[Prepared], tmp_path: Path) -> None:
     known = roles(stores[0])
     for settings, store, said in (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -90,6 +90,14 @@ class Encoder(Protocol):
 
     def save(self, path: Path) -> None:
         """Write it to one safetensors file."""
+
+
+@runtime_checkable
+class Labelling(Protocol):
+    """An encoder that may predict several labels of one epoch as well."""
+
+    def labels(self, epochs: Float32, subject: str = "") -> Float32 | None:
+        """(n, n_chans, n_times) -> probability of each label (n, L); None where it predicts none."""
 
 
 class Fitted(msgspec.Struct, frozen=True, eq=False):

@@ -149,15 +149,17 @@ class MusedLearner(Learner):
         """Features of the role "image" as they are: (U, D)."""
         return targets["image"]
 
-    def classify(self, epochs: Tensor, subject: Tensor) -> Tensor:
-        """Logits of the labels: (B, n_labels)."""
+    def classify(self, epochs: Tensor, subject: Tensor) -> Tensor | None:
+        """Logits of the labels: (B, n_labels); None where they were not trained."""
+        if not self.settings.label_weight:
+            return None
         return self.network.logits(*self.network(epochs, subject))
 
     def loss(self, batch: Batch) -> Tensor:
         """All terms, weighted."""
         settings, targets = self.settings, batch.targets
         high, low = self.network(batch.epochs, batch.subject)
-        loss = high.new_zeros(())
+        loss: Tensor = high.new_zeros(())
         if settings.label_weight:
             loss = loss + settings.label_weight * self._of_labels(self.network.logits(high, low), batch)
         if settings.orthogonality and settings.n_tokens == 2:
@@ -172,14 +174,16 @@ class MusedLearner(Learner):
 
     def _of_labels(self, logits: Tensor, batch: Batch) -> Tensor:
         if "labels" in batch.targets:
-            return nnf.binary_cross_entropy_with_logits(logits, batch.targets["labels"][batch.place])
-        concept = self.concept[batch.item]
-        known = concept >= 0
-        if not known.any():
+            labels = batch.targets["labels"][batch.place]
+        else:
+            concept = self.concept[batch.item]
+            labelled = concept >= 0
+            logits = logits[labelled]
+            labels = nnf.one_hot(concept[labelled], logits.shape[1]).to(logits.dtype)
+        if not len(labels):
             return logits.new_zeros(())
-        return nnf.binary_cross_entropy_with_logits(
-            logits[known], nnf.one_hot(concept[known], logits.shape[1]).to(logits.dtype)
-        )
+        loss: Tensor = nnf.binary_cross_entropy_with_logits(logits, labels)
+        return loss
 
     def groups(self) -> list[Group]:
         """The transformer's layers learn at their own rate; tokens, norms, biases and the scale do not decay."""

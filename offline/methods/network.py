@@ -140,6 +140,18 @@ class NetworkEncoder:
         return out
 
     @torch.no_grad()
+    def labels(self, epochs: Float32, subject: str = "") -> Float32 | None:
+        """(n, n_chans, n_times) -> probability of each label (n, L); None of a method that predicts none."""
+        found = []
+        for start in range(0, len(epochs), _BATCH):
+            block = torch.from_numpy(np.array(epochs[start : start + _BATCH]))
+            logits = self.learner.classify(block, torch.full((len(block),), self._number(subject)))
+            if logits is None:
+                return None
+            found.append(logits.sigmoid().numpy())
+        return np.concatenate(found)
+
+    @torch.no_grad()
     def candidates(self, targets: Mapping[str, npt.NDArray[Any]]) -> Float32:
         """(G, ...) per role -> (G, dim)."""
         n = len(next(iter(targets.values())))

@@ -24,6 +24,7 @@ KINDS = {
     "clip": lambda known: _turned(known, 64, 3),  # sizes of open_clip:tiny/random
     "tokens": lambda known: _turned(known, 2 * 16 * 64, 4).reshape(-1, 2, 16, 64),
     "thumbnails": lambda known: 0.5 + 0.1 * _turned(known, 3 * 56 * 56, 5).reshape(-1, 3, 56, 56),
+    "signs": lambda known: known > 0,
     "blurred": lambda known: known * np.linspace(1, 0.5, known.shape[1]),
 }
 
