@@ -90,12 +90,14 @@ class RunFolder:
     def check(self, meta: RunMeta) -> bool:
         """Tell whether it was started; with the same settings, data and seed.
 
+        What was refused before its first pass left nothing but its description, and gives way.
+
         Raises
         ------
         ConfigError
             It holds another run.
         """
-        if not (self.path / "run.json").exists():
+        if not any((self.path / name).exists() for name in (self.resume.name, self.encoder.name)):
             return False
         started = self.read("run.json", RunMeta)
         for field in ("method", "settings", "seed", "data", "features"):

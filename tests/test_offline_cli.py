@@ -152,6 +152,14 @@ def test_errors_are_one_line(stores: Path, monkeypatch, capsys, arguments, code:
     assert len(captured.splitlines()) == 1
 
 
+def test_a_refused_call_leaves_its_folder_to_the_next(stores: Path, capsys) -> None:
+    arguments = (stores / "stimulus", stores / "stimulus-targets", stores / "run-refused")
+    assert run("fit", "neuroclip", *arguments) == 2
+    assert "cached = true" in capsys.readouterr().err
+    assert run("fit", "ridge", *arguments) == 0
+    assert run("fit", "ridge", *arguments, "--seed", 5) == 2
+
+
 def test_wrong_call_exits_2() -> None:
     for arguments in (
         (),
