@@ -70,6 +70,10 @@ class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     fingerprint: str = ""
 
 
+class _Schema(msgspec.Struct):
+    schema: int
+
+
 class Rows(msgspec.Struct, frozen=True, eq=False):
     """One entry per epoch, as recorded: index of its item, session, sample of its onset; (n,) int64 each."""
 
@@ -135,22 +139,24 @@ class Prepared:
     Raises
     ------
     DataError
-        It is none, or a newer one.
+        It is none, or of another version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.meta = msgspec.json.decode((path / "meta.json").read_bytes(), type=Meta)
+            said = (path / "meta.json").read_bytes()
+            schema = msgspec.json.decode(said, type=_Schema).schema
+            if schema != _SCHEMA:  # before the rest, which a newer one may call otherwise
+                raise DataError(
+                    f"prepared store {path}", got=f"schema {schema}", allowed=_SCHEMA, do="prepare it again"
+                )
+            self.meta = msgspec.json.decode(said, type=Meta)
             self.arrays: dict[str, Float64] = load_file(path / "arrays.safetensors")
         except (OSError, msgspec.MsgspecError, SafetensorError) as error:
             raise DataError(
                 f"{path} is no prepared store", got=str(error), do="make one: streamdec-train prepare"
             ) from error
-        if self.meta.schema != _SCHEMA:
-            raise DataError(
-                f"prepared store {path}", got=f"schema {self.meta.schema}", allowed=_SCHEMA, do="prepare it again"
-            )
 
     def part(self, name: PartName) -> Part:
         """Open a part.
