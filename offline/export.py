@@ -66,7 +66,7 @@ def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -
     BundleError
         The path exists.
     ConfigError
-        A run has several stores, and none is named.
+        A run has several stores and none is named, or one that its encoder is not for.
     DataError
         The runs do not go together.
     """
@@ -101,6 +101,8 @@ def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -
 def _open(path: Path, prepared: Prepared | None) -> _Run:
     _, meta, fitted, encoder = open_run(path)
     store = prepared if prepared is not None and len(meta.prepared) > 1 else own_store(meta)
+    if store is prepared and store.meta.signal != (signal := Prepared(Path(meta.prepared[0])).meta.signal):
+        raise ConfigError(f"signal of {store.path}", got=store.meta.signal, allowed=signal)
     return _Run(path, meta, fitted, encoder, store)
 
 

@@ -142,3 +142,17 @@ def test_a_store_is_named_for_one_run_alone(folder: Path, tmp_path: Path, capsys
     arguments = ("export", folder / "early", folder / "late", tmp_path / "out.zip", "--prepared", folder / "whole")
     assert run(*arguments) == 2
     assert "a store for 2 runs" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_store_of_another_signal_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many channels and samples do not make it the encoder's: the bundle would have that store's chain."""
+    whole, wide = Prepared(folder / "whole"), tiny_store.make(tmp_path / "wide", n_chans=5, subject="wide")
+    both = [cut(whole, tmp_path / name, LATE, 4, subject=name) for name in ("one", "two")]
+    stores = ",".join(map(str, both))
+    assert run("fit", "ridge", stores, folder / "whole-targets", tmp_path / "run") == 0
+    swapped = msgspec.structs.replace(whole.meta.signal, ch_names=("B", "A", "C", "D"))
+    others = (wide.path, cut(whole, tmp_path / "swapped", LATE, 4, signal=swapped))
+    for other in others:
+        assert run("export", tmp_path / "run", tmp_path / "out.zip", "--prepared", other) == 2
+        assert f"signal of {other}" in capsys.readouterr().err.replace("\n", "")
+    assert run("export", tmp_path / "run", tmp_path / "out.zip", "--prepared", both[1]) == 0
