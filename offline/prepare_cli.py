@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 
@@ -16,6 +17,8 @@ from .console import progress, tell
 if TYPE_CHECKING:
     from .data.prepare import Source, Whitening
     from .data.store import Meta, PartName
+
+_Command: TypeAlias = Callable[[argparse.Namespace, Console, Console], None]
 
 _THINGS = {
     "things_eeg2": "THINGS-EEG2: raw, official, NICE/ATM, UBP or NeuroBridge files",
@@ -29,7 +32,7 @@ def add(commands: Any) -> None:
     prepare.add_argument(
         "--check", type=Path, metavar="ROOT", help="say what lies below ROOT and what is wrong with it"
     )
-    prepare.add_argument("--images", type=Path, help="folder above the images, where ROOT is not")
+    prepare.add_argument("--images", dest="check_images", type=Path, help="folder above the images, where ROOT is not")
     prepare.set_defaults(run=_check)
     sets = prepare.add_subparsers(metavar="DATASET")
     for name, what in _THINGS.items():
@@ -45,11 +48,11 @@ def add(commands: Any) -> None:
             help="pooled (default): one for all sessions, can run live; session: one each, as NICE and UBP have it; "
             "official: one each from training and test part, as the release has it",
         )
-        things.set_defaults(run=_prepare_things, dataset=name)
+        things.set_defaults(run=_alone(_prepare_things), dataset=name)
     fmri = sets.add_parser("things_fmri", help="THINGS-fMRI: single-trial responses as tables")
     _add_source(fmri)
     fmri.add_argument("--config", type=Path, help="TOML, see configs/data/things_fmri.toml")
-    fmri.set_defaults(run=_prepare_fmri)
+    fmri.set_defaults(run=_alone(_prepare_fmri))
     recording = sets.add_parser("recording", help="any recording and a table: marker -> image or class")
     recording.add_argument("recording", type=Path, help="XDF, or what mne reads")
     recording.add_argument("table", type=Path, help=".tsv or .csv: columns marker, and image or label")
@@ -58,7 +61,7 @@ def add(commands: Any) -> None:
     recording.add_argument("--train", type=_stretch, metavar="FROM:TO", help="fraction of the recording, such as 0:0.5")
     recording.add_argument("--test", type=_stretch, metavar="FROM:TO", help="fraction of the recording, such as 0.5:1")
     _add_half(recording)
-    recording.set_defaults(run=_prepare_recording)
+    recording.set_defaults(run=_alone(_prepare_recording))
 
     fetch = commands.add_parser("fetch", help="public data sets: which there are, their terms, their files")
     fetch.add_argument("data_set", nargs="?", metavar="DATASET", help="its terms and files; without: which there are")
@@ -83,6 +86,17 @@ def _add_half(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", action="store_true", help="store float16: half of the space, three digits")
 
 
+def _alone(command: _Command) -> _Command:
+    """Refuse options that stand before DATASET: they are those of ``--check``, and would do nothing."""
+
+    def run(args: argparse.Namespace, out: Console, err: Console) -> None:
+        if args.check or args.check_images:
+            raise ConfigError("prepare", got="options before DATASET", allowed="--check ROOT alone, or options behind")
+        command(args, out, err)
+
+    return run
+
+
 def _check(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .data import layouts
 
@@ -91,7 +105,7 @@ def _check(args: argparse.Namespace, out: Console, err: Console) -> None:
     if not args.check.is_dir():
         raise DataError(f"{args.check} is no folder")
     found, wrong = 0, 0
-    for finding in layouts.check(args.check, args.images):
+    for finding in layouts.check(args.check, args.check_images):
         found += 1
         wrong += bool(finding.problems)
         layout = finding.layout

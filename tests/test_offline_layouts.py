@@ -324,6 +324,9 @@ def test_prepare_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert "3 channels x 1 samples" in capsys.readouterr().out
     assert run("prepare", "things_meg", tmp_path / "data", tmp_path / "none") == 1
     assert "no sub-01 of things_meg" in capsys.readouterr().err
+    for early in ("--check", "--images"):  # they would do nothing
+        assert run("prepare", early, tmp_path, "things_meg", tmp_path / "data", tmp_path / "none") == 2
+        assert "options before DATASET" in capsys.readouterr().err
 
 
 def test_official_whitener_is_refused_where_nothing_is_repeated(tmp_path: Path) -> None:
