@@ -93,6 +93,10 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     retries: int = 1
     resources: Resources = Resources()
 
+    def __post_init__(self) -> None:
+        if self.retries < 0 or any(seed < 0 for seed in self.seeds):
+            raise ConfigError("grid", got=f"seeds {self.seeds}, retries {self.retries}", allowed="0 or more")
+
 
 class Cell(msgspec.Struct, frozen=True):
     """One run.

@@ -109,6 +109,8 @@ def test_cells_of_a_grid(folder: Path) -> None:
         ("[methods.ridge]", '[methods."a/b"]', "name in a grid; got a/b"),
         ("left_out", "left-out", "key protocols"),
         ("protocols", "resources = { cpus = 0 }\nprotocols", "resources; got .*cpus above 0"),
+        ("protocols", "retries = -1\nprotocols", "retries -1; allowed: 0 or more"),
+        ("seeds = [", "seeds = [-1, ", r"seeds \(-1, .*; allowed: 0 or more"),
     ],
 )
 def test_wrong_grid(folder: Path, tmp_path, was: str, wrong: str, says: str) -> None:
