@@ -55,18 +55,19 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_epochs_train < 1 or self.batch_size < 2 or not self.learning_rate > 0:
-            raise ConfigError(
-                "schedule",
-                got=f"n_epochs_train {self.n_epochs_train}, batch_size {self.batch_size}, lr {self.learning_rate}",
-                allowed="n_epochs_train 1 or more, batch_size 2 or more, learning_rate above 0",
-            )
-        if not (0 <= self.warm_up < 1 and self.weight_decay >= 0 and 0 <= (self.average or 0) < 1):
-            raise ConfigError(
-                "schedule",
-                got=f"warm_up {self.warm_up}, weight_decay {self.weight_decay}, average {self.average}",
-                allowed="warm_up and average from 0 to below 1, weight_decay 0 or more",
-            )
+        for name, right, allowed in (
+            ("n_epochs_train", self.n_epochs_train >= 1, "1 or more"),
+            ("batch_size", self.batch_size >= 2, "2 or more"),
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "from 0 to below 1"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("warm_up", 0 <= self.warm_up < 1, "from 0 to below 1"),
+            ("clip", self.clip is None or self.clip > 0, "above 0"),
+            ("average", self.average is None or 0 <= self.average < 1, "from 0 to below 1"),
+            ("patience", self.patience is None or self.patience >= 1, "1 or more"),
+        ):
+            if not right:
+                raise ConfigError(f"schedule.{name}", got=getattr(self, name), allowed=allowed)
 
     def rate(self, step: int, n_steps: int) -> float:
         """Learning rate of a step, counted from 0, of ``n_steps``."""

@@ -227,7 +227,20 @@ def test_batches(n: int, sizes: list[int]) -> None:
     assert [len(batch) for batch in fit._batches(np.arange(n), 8)] == sizes
 
 
-@pytest.mark.parametrize("wrong", [{"n_epochs_train": 0}, {"batch_size": 1}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_epochs_train": 0},
+        {"batch_size": 1},
+        {"learning_rate": 0.0},
+        {"betas": (0.9, 1.0)},
+        {"weight_decay": -0.1},
+        {"warm_up": 1.0},
+        {"clip": 0.0},
+        {"average": 1.0},
+        {"patience": 0},
+    ],
+)
 def test_wrong_schedule(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match="schedule"):
+    with pytest.raises(ConfigError, match=f"schedule.{next(iter(wrong))}; got"):
         fit.Schedule(**wrong)
