@@ -47,7 +47,7 @@ def test_stores_hold_one_subject_in_one_part(tool: ModuleType, data: Path, tmp_p
 
 @pytest.mark.slow
 def test_ridge_on_people_it_never_saw(tool: ModuleType, data: Path, tmp_path: Path) -> None:
-    """The bar is what a regression found without this project, 0.83; here without choosing anything."""
+    """The bar is what a regression found without this project, 0.83; here for one window and rate, nothing chosen."""
     recordings = tool.Recordings(data / "eeg" / "uci_objects")
     stores = tool.prepared(recordings, tool.Candidate(32.0, 1.0, {}), tmp_path)
     areas = []
