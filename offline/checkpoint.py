@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,7 +84,8 @@ class RunFolder:
         ConfigError
             It holds another run.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         if not self.check(meta):
             self.write("run.json", meta)
 
@@ -110,7 +112,10 @@ class RunFolder:
 
     def write(self, name: str, record: msgspec.Struct) -> None:
         """Write a record as JSON."""
-        replace(self.path / name, msgspec.json.format(msgspec.json.encode(record), indent=1))
+        path = self.path / name
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            replace(path, msgspec.json.format(msgspec.json.encode(record), indent=1))
 
     def read(self, name: str, kind: type[_T]) -> _T:
         """Read a record.
@@ -127,7 +132,6 @@ class RunFolder:
 
     def keep_evaluation(self, name: str, record: msgspec.Struct, kind: str = "evaluations") -> None:
         """Write a record of the test part ``name``, a subject's, into the folder of its kind."""
-        (self.path / kind).mkdir(exist_ok=True)
         self.write(self.evaluation(name, kind), record)
 
     def evaluation(self, name: str, kind: str = "evaluations") -> str:
@@ -150,14 +154,12 @@ def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], state: Any = None) 
     """
     partial = path.with_name(path.name + ".partial")
     metadata = {"state": msgspec.json.encode(state).decode()}
-    try:
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, partial, metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(
-            f"{path} cannot be written", got=error, do="make room; the same command goes on where it was"
-        ) from error
+    with writing(path):
+        try:
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, partial, metadata)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[Arrays, Any]:
@@ -174,6 +176,25 @@ def load(path: Path) -> tuple[Arrays, Any]:
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, msgspec.DecodeError) as error:
         raise DataError(f"{path}", got=str(error), do="fit it again") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell in one line that something cannot be written, such as on a full disk.
+
+    Raises
+    ------
+    DataError
+        Instead of what the system or safetensors raised.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path} cannot be written",
+            got=getattr(error, "strerror", None) or error,
+            do="make room, or name another folder; the same command goes on where it was",
+        ) from error
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ from streamdec.errors import ConfigError, DataError
 from streamdec.types import Float32
 
 from . import parity
-from .checkpoint import FittedMeta, RunMeta
+from .checkpoint import FittedMeta, RunMeta, writing
 from .data.store import Part, Prepared
 from .experiment import gallery, open_run, own_store, targets_of
 from .methods.base import Encoder
@@ -68,7 +68,7 @@ def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -
     ConfigError
         A run has several stores and none is named, or one that its encoder is not for.
     DataError
-        The runs do not go together.
+        The runs do not go together; the bundle cannot be written.
     """
     if prepared is not None and len(paths) > 1:
         raise ConfigError(
@@ -94,7 +94,8 @@ def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -
     thumbnails = {
         id_: thumbnail(Path(shown.meta.images) / items[id_].image, _THUMBNAIL) for id_ in shelf.ids if items[id_].image
     }
-    bundle.write(out, _manifest(runs, agreed), arrays, shelf, encoders, thumbnails)
+    with writing(out):
+        bundle.write(out, _manifest(runs, agreed), arrays, shelf, encoders, thumbnails)
     return tuple(agreed)
 
 

@@ -217,7 +217,7 @@ def train(
         report(f"going on after pass {state.passes}")
     n_steps = schedule.n_epochs_train * len(_batches(kept, schedule.batch_size))
     top1 = state.top1
-    with _board(run, state.passes) as board, distributed.shared_out(learner):
+    with checkpoint.writing(run.path), _board(run, state.passes) as board, distributed.shared_out(learner):
         while state.passes < schedule.n_epochs_train and not _exhausted(state, schedule):
             # One seed per pass: the state of no random generator has to be kept.
             order = np.random.default_rng([seed, state.passes]).permutation(kept)

@@ -28,7 +28,7 @@ import msgspec
 from streamdec.config import convert, read_toml
 from streamdec.errors import ConfigError, StreamdecError
 
-from .checkpoint import RunFolder, replace
+from .checkpoint import RunFolder, replace, writing
 from .data.store import Prepared
 from .evaluate import Evaluation
 from .experiment import check_roles, describe, evaluate_run, fit
@@ -235,15 +235,16 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
     ConfigError
         A folder holds a run of other settings or other data; nothing was started.
     DataError
-        A store or target features cannot be opened; nothing was started.
+        A store or target features cannot be opened, and nothing was started; ``out`` cannot be written.
     """
     out = out.resolve()
     wanted = cells(grid)
     plan = _Plan(wanted, out)
     finished = {cell.name: found for cell in wanted if (found := plan.finished(cell))}
-    out.mkdir(parents=True, exist_ok=True)
     lines = [msgspec.json.encode(result) + b"\n" for found in finished.values() for result in found]
-    replace(out / "results.jsonl", b"".join(lines))
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        replace(out / "results.jsonl", b"".join(lines))
     failures: dict[str, Failure] = {}
     _keep(failures, out)
     todo: Todo = deque()
@@ -271,7 +272,7 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
         if not error:
             finished[cell.name] = plan.finished(cell)
             assert finished[cell.name], f"{cell.name} left no evaluation"
-            with (out / "results.jsonl").open("ab") as file:
+            with writing(out), (out / "results.jsonl").open("ab") as file:
                 file.writelines(msgspec.json.encode(result) + b"\n" for result in finished[cell.name])
             say(f"{cell.name}: {_figures(finished[cell.name])}")
         elif attempt <= grid.retries:
@@ -321,10 +322,11 @@ class _Plan:
 
 
 def _keep(failures: Mapping[str, Failure], out: Path) -> None:
-    if failures:
-        replace(out / "failures.json", msgspec.json.format(msgspec.json.encode(failures), indent=1))
-    else:
-        (out / "failures.json").unlink(missing_ok=True)
+    with writing(out):
+        if failures:
+            replace(out / "failures.json", msgspec.json.format(msgspec.json.encode(failures), indent=1))
+        else:
+            (out / "failures.json").unlink(missing_ok=True)
 
 
 def _figures(results: Sequence[Result]) -> str:

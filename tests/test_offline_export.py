@@ -156,3 +156,5 @@ def test_a_store_of_another_signal_is_refused(folder: Path, tmp_path: Path, caps
         assert run("export", tmp_path / "run", tmp_path / "out.zip", "--prepared", other) == 2
         assert f"signal of {other}" in capsys.readouterr().err.replace("\n", "")
     assert run("export", tmp_path / "run", tmp_path / "out.zip", "--prepared", both[1]) == 0
+    assert run("export", tmp_path / "run", tmp_path / "out.zip" / "below", "--prepared", both[1]) == 1
+    assert "below cannot be written" in capsys.readouterr().err.replace("\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -111,6 +112,22 @@ def test_killed_run_goes_on_with_everything_switched_on(samples, tmp_path) -> No
     assert again == notes
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_full_disk_is_an_error_and_then_goes_on(samples, tmp_path) -> None:
+    """A limit on the size of files stands for the disk: the history fits, the state of training does not."""
+    whole, notes, _ = train(samples, tmp_path / "whole", 3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+        with pytest.raises(DataError, match=r"cannot be written; got .* the same command goes on"):
+            train(samples, tmp_path / "full", 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "full").glob("*.partial"))
+    again, notes_again, _ = train(samples, tmp_path / "full", 3)
+    assert notes_again == notes
+    assert torch.equal(again.layer[1].weight, whole.layer[1].weight)
 
 
 def test_moving_average_is_what_is_kept(samples, tmp_path) -> None:

@@ -145,10 +145,12 @@ def write(
     Raises
     ------
     ConfigError
-        The table is of another captioner.
+        The table is of another captioner; ``batch`` is below 1.
     DataError
         It cannot be written.
     """
+    if batch < 1:
+        raise ConfigError("batch", got=batch, allowed="1 or more")
     beside = out.with_name(out.name + ".json")
     told = msgspec.json.encode(captioner.provenance, order="sorted")
     try:

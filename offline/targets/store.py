@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from streamdec.errors import ConfigError, DataError
 from streamdec.types import Float32
 
-from ..checkpoint import replace
+from ..checkpoint import replace, writing
 from ..data.store import Item
 from ..progress import Report, silent
 from .images import Images
@@ -165,7 +164,8 @@ def compute(
         raise ConfigError("batch", got=batch, allowed="1 or more")
     if not unique:
         raise DataError("target features", got="no items", do="prepare a data set that has some")
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     if (out / "targets.json").exists():
         started = _read_meta(out)
         if (started.encoder, started.ids) != (meta.encoder, meta.ids) or not _same(started.provenance, meta.provenance):
@@ -180,7 +180,7 @@ def compute(
         group = unique[meta.done : meta.done + batch]
         rows = encoder(group, source)
         _check(encoder.name, rows, group)
-        with _disk(out):
+        with writing(out):
             _append(out / "features.npy", rows, meta.done, len(unique))
             meta = msgspec.structs.replace(meta, done=meta.done + len(group))
             replace(out / "targets.json", msgspec.json.encode(meta))
@@ -189,7 +189,7 @@ def compute(
     digest = hashlib.sha256(msgspec.json.encode(meta.ids))
     digest.update(np.ascontiguousarray(features).data)
     meta = msgspec.structs.replace(meta, fingerprint=digest.hexdigest())
-    with _disk(out):
+    with writing(out):
         replace(out / "targets.json", msgspec.json.encode(meta))
     return meta
 
@@ -235,13 +235,3 @@ def _append(path: Path, rows: Features, done: int, total: int) -> None:
         file.seek(len(header.getvalue()) + done * content[0].nbytes)
         file.truncate()
         file.write(content.data)
-
-
-@contextmanager
-def _disk(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"features cannot be written to {out}", got=error.strerror, do="make room; the same command goes on"
-        ) from error
