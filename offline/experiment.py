@@ -25,6 +25,7 @@ from .evaluate import About, Evaluation
 from .methods.base import Encoder, Labelling, Method, MethodSettings, Training
 from .methods.registry import method as method_named
 from .progress import Report, silent
+from .targets.frozen import check_device
 from .targets.store import Targets
 
 _CALIBRATION_CANDIDATES = 200
@@ -64,11 +65,15 @@ def fit(
     Raises
     ------
     ConfigError
-        ``out`` holds another run, a role is missing or unknown, or a setting is wrong.
+        ``out`` holds another run, a role is missing or unknown, a setting is wrong, or the device is not there.
     DataError
         Stores and features do not fit each other.
     """
     check_roles(method, targets)
+    if seed < 0:
+        raise ConfigError("seed", got=seed, allowed="0 or more")
+    if device != "cpu":
+        check_device(device)
     joined = join(stores)
     run = RunFolder(out)
     if writes:
@@ -308,7 +313,7 @@ def evaluate_run(
         averaged=curve[-1] if curve else None,
         curve=curve,
         auc={} if stimuli else evaluate.class_auc(single, part.rows.item, [item.id for item in part.items]),
-        class_centre=_against_centres(test, centres) if centres and stimuli else None,
+        class_centre=_against_centres(test, centres) if centres else None,
         multi_label=_labels(test) if stimuli and "labels" in test.targets else None,
     )
 

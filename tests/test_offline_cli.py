@@ -137,6 +137,11 @@ def test_the_same_seed_gives_the_same_run(stores: Path) -> None:
         (("fit", "ridge", "S", "S-targets", "run-other"), 2, "another run"),
         (("prepare", "recording", "none.xdf", "t.tsv", "out", "--config", "no.toml"), 2, "no.toml"),
         (("features", "S", "resnet", "out"), 2, "allowed: colour, gabor, pixels"),
+        (("features", "S", "classes", "wrong.toml"), 1, "wrong.toml cannot be written; got File exists"),
+        (("fit", "ridge", "S", "S-targets", "wrong.toml/out"), 1, "wrong.toml/out cannot be written"),
+        (("fit", "ridge", "S", "S-targets", "out", "--seed", -1), 2, "seed; got -1; allowed: 0 or more"),
+        (("fit", "ridge", "S", "S-targets", "out", "--device", "gpu"), 2, "device gpu"),
+        (("evaluate", "run-of-classes", "--centres", "S-targets"), 1, "got classes; allowed: stimuli"),
     ],
 )
 def test_errors_are_one_line(stores: Path, monkeypatch, capsys, arguments, code: int, says: str) -> None:
@@ -144,6 +149,9 @@ def test_errors_are_one_line(stores: Path, monkeypatch, capsys, arguments, code:
     (stores / "wrong.toml").write_text("shedule = 1\n")
     if "run-other" in arguments and not (stores / "run-other").exists():
         assert run("fit", "ridge", stores / "stimulus", stores / "stimulus-targets", "run-other", "--seed", 9) == 0
+        capsys.readouterr()
+    if "run-of-classes" in arguments and not (stores / "run-of-classes").exists():
+        assert run("fit", "ridge", stores / "class", stores / "class-targets", "run-of-classes") == 0
         capsys.readouterr()
     named = [{"S": "stimulus", "S-targets": "stimulus-targets"}.get(a, a) for a in arguments]
     assert run(*named) == code
