@@ -14,6 +14,7 @@ from torch import Tensor
 from offline.fit import Batch
 from offline.methods.network import Shapes
 from offline.methods.neuroalign import NeuroAlignLearner, NeuroAlignSettings
+from streamdec.errors import ConfigError
 
 N, N_CHANS, N_TIMES, N_IMAGE, N_TEXT = 6, 4, 80, 5, 7
 SCALE = 1 / 0.07
@@ -158,3 +159,9 @@ def test_images_and_texts_decay_five_times_as_fast() -> None:
     assert factor[id(names["head.first.weight"])] == 1
     assert factor[id(names["image_head.first.weight"])] == factor[id(names["text_head.first.weight"])] == 5
     assert {factor[id(p)] for p in names.values() if p.ndim < 2} == {0}
+
+
+@pytest.mark.parametrize("wrong", [{"n_dims": 0}, {"adjustment_temperature": 0.0}])
+def test_wrong_settings(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="neuroalign; got"):
+        NeuroAlignSettings(**wrong)

@@ -2,8 +2,8 @@
 
 No code is public; read from the paper's equations and Algorithm 1. Where those disagree the docstrings say what is
 done. The visual saliency encoding (VSE) learns nothing: it is in the role "image" as features of weighted images,
-``streamdec-train features STORE 'vse>open_clip:...'``; without VSE, give features of the plain ones. Captions are
-needed in training alone.
+``streamdec-train features STORE open_clip:MODEL/WEIGHTS@vse FOLDER``; without VSE, give features of the plain ones.
+Captions are needed in training alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import ResProj, TSConv
+from streamdec.errors import ConfigError
 
 from ..fit import Batch, Group, Learner, Schedule
 from ..losses import DynamicLossAdjustment, LogitScale, semantic_guidance, symmetric_info_nce
@@ -43,6 +44,14 @@ class NeuroAlignSettings(NetworkSettings, frozen=True, forbid_unknown_fields=Tru
     adjustment: Adjustment = "paper"
     adjustment_temperature: float = 0.07
     schedule: Schedule = _SCHEDULE
+
+    def __post_init__(self) -> None:
+        if self.n_dims < 1 or not self.adjustment_temperature > 0:
+            raise ConfigError(
+                "neuroalign",
+                got=f"n_dims {self.n_dims}, adjustment_temperature {self.adjustment_temperature}",
+                allowed="n_dims 1 or more, adjustment_temperature above 0",
+            )
 
 
 class NeuroAlignLearner(Learner):
