@@ -271,15 +271,14 @@ def open_test(path: Path, prepared: Prepared | None = None, targets: Mapping[str
     Raises
     ------
     ConfigError
-        The other store's epochs have another shape, or the run has several stores and none is named.
+        The other store was prepared otherwise, or the run has several stores and none is named.
     DataError
         There is no test part.
     """
     _, meta, _, encoder = open_run(path)
     prepared = prepared or own_store(meta)
     targets = targets or targets_of(meta)
-    if prepared.meta.shape != encoder.shape:
-        raise ConfigError(f"epochs of {prepared.path}", got=prepared.meta.shape, allowed=encoder.shape)
+    check_signal(prepared, meta, encoder)
     about = About(
         method=meta.method,
         dataset=prepared.meta.dataset,
@@ -293,6 +292,26 @@ def open_test(path: Path, prepared: Prepared | None = None, targets: Mapping[str
     )
     part = prepared.part("test")
     return Opened(about, encoder, prepared, part, gallery(encoder, prepared, targets), targets)
+
+
+def check_signal(prepared: Prepared, meta: RunMeta, encoder: Encoder) -> None:
+    """Refuse a store whose epochs are not what a run was fitted on, as far as the run's own store is still there.
+
+    Raises
+    ------
+    ConfigError
+        Its epochs have another shape, or were made otherwise: other channels, rate, window, filters or steps.
+    """
+    if prepared.meta.shape != encoder.shape:
+        raise ConfigError(f"epochs of {prepared.path}", got=prepared.meta.shape, allowed=encoder.shape)
+    own = Path(meta.prepared[0])
+    if not own.is_dir():
+        return
+    signal = Prepared(own).meta.signal
+    for field in signal.__struct_fields__:
+        got, wanted = getattr(prepared.meta.signal, field), getattr(signal, field)
+        if got != wanted:
+            raise ConfigError(f"{field} of {prepared.path}", got=got, allowed=f"as the run's own store has: {wanted}")
 
 
 def evaluate_run(

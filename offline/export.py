@@ -19,7 +19,7 @@ from streamdec.types import Float32
 from . import parity
 from .checkpoint import FittedMeta, RunMeta, writing
 from .data.store import Part, Prepared
-from .experiment import gallery, open_run, own_store, targets_of
+from .experiment import check_signal, gallery, open_run, own_store, targets_of
 from .methods.base import Encoder
 from .methods.registry import method as method_named
 from .targets.images import thumbnail
@@ -102,8 +102,7 @@ def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -
 def _open(path: Path, prepared: Prepared | None) -> _Run:
     _, meta, fitted, encoder = open_run(path)
     store = prepared if prepared is not None and len(meta.prepared) > 1 else own_store(meta)
-    if store is prepared and store.meta.signal != (signal := Prepared(Path(meta.prepared[0])).meta.signal):
-        raise ConfigError(f"signal of {store.path}", got=store.meta.signal, allowed=signal)
+    check_signal(store, meta, encoder)
     return _Run(path, meta, fitted, encoder, store)
 
 

@@ -152,9 +152,10 @@ def test_a_store_of_another_signal_is_refused(folder: Path, tmp_path: Path, caps
     assert run("fit", "ridge", stores, folder / "whole-targets", tmp_path / "run") == 0
     swapped = msgspec.structs.replace(whole.meta.signal, ch_names=("B", "A", "C", "D"))
     others = (wide.path, cut(whole, tmp_path / "swapped", LATE, 4, signal=swapped))
-    for other in others:
-        assert run("export", tmp_path / "run", tmp_path / "out.zip", "--prepared", other) == 2
-        assert f"signal of {other}" in capsys.readouterr().err.replace("\n", "")
+    for other, what in zip(others, ("epochs", "ch_names"), strict=True):
+        for command in (("export", tmp_path / "run", tmp_path / "out.zip"), ("evaluate", tmp_path / "run")):
+            assert run(*command, "--prepared", other) == 2
+            assert f"{what} of {other}" in capsys.readouterr().err.replace("\n", "")
     assert run("export", tmp_path / "run", tmp_path / "out.zip", "--prepared", both[1]) == 0
     assert run("export", tmp_path / "run", tmp_path / "out.zip" / "below", "--prepared", both[1]) == 1
     assert "below cannot be written" in capsys.readouterr().err.replace("\n", "")
