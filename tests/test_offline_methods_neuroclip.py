@@ -88,7 +88,7 @@ def test_loss_and_gradient(settings: dict[str, Any]) -> None:
     queries = twin.encoder(given.epochs)
     frozen = given.targets["image"][given.place]
     alpha = settings.get("alpha", 0.2)
-    expected = softened(queries, images[given.place], frozen, given.place, float(twin.logit_scale()), alpha)
+    expected = softened(queries, images[given.place], frozen, given.place, twin.logit_scale().item(), alpha)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     loss.backward()
     expected.backward()

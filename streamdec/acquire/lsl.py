@@ -194,7 +194,7 @@ class _Link:
     def close(self) -> None:
         self.rest()
         self.drop()
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():  # a signal may come before it has started
             self._thread.join(2 * _PATIENCE)
 
 
