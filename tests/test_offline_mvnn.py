@@ -47,7 +47,7 @@ def test_official_covariance_is_over_repetitions_at_each_instant(epochs: np.ndar
 
 
 def test_against_scikit_learn(epochs: np.ndarray) -> None:
-    analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    analysis = pytest.importorskip("sklearn.discriminant_analysis", reason="scikit-learn comes with the report extra")
     expected = np.mean([analysis._cov(epoch.T.astype(np.float64), shrinkage="auto") for epoch in epochs], axis=0)
     np.testing.assert_allclose(noise_covariance(epochs, np.full(130, 1 / 130)), expected, rtol=1e-9)
 

@@ -167,7 +167,7 @@ def test_markdown_has_the_same_tables_and_its_pictures_beside_it(written, page) 
 def test_a_browser_shows_every_picture(written, tmp_path, page) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no Chromium here")
+        pytest.skip("no Chromium or Chrome on the path: install one to see the page as a reader does")
     probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({
         widths: [...document.images].map(image => image.naturalWidth),
         beyond: document.documentElement.scrollWidth - innerWidth }) })</script></body>"""
