@@ -1,0 +1,164 @@
+"""What a tier is, what it may assume of a request, and how those of a kind are opened.
+
+The first tier of a kind (``bank``, ``nearest``) answers in well under a millisecond, in the dispatcher, without torch.
+The others run in workers, one request at a time, unit by unit: a unit is a token or a diffusion step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ....errors import EngineError
+from ....types import Float32
+from ..job import Kind, Request, Result, Tier
+
+if TYPE_CHECKING:
+    from ...bundle import Bundle
+    from ..generator import OpenGenerator
+
+Progress = Callable[[Result, int], bool]
+"""``(result so far, units done) -> go on``. False where the job was cancelled; a result may have nothing to show."""
+
+
+class First(Protocol):
+    """A tier that answers at once."""
+
+    name: Tier
+
+    def run(self, request: Request) -> Result:
+        """Answer a request.
+
+        Raises
+        ------
+        EngineError
+            It cannot be done: NaN in the embedding, no candidates.
+        """
+
+
+class Worked(Protocol):
+    """A tier that runs in a worker.
+
+    Attributes
+    ----------
+    name : str
+        One of the kind's.
+    units : tuple of int
+        Fewest and most units of a run; (1, 1) for a tier of one pass.
+    example : Request
+        Made up, of the real shapes: to warm up on, and to measure what a run costs.
+    """
+
+    name: Tier
+    units: tuple[int, int]
+    example: Request
+
+    def warm_up(self) -> None:
+        """Run on the example until compiling and caching are over."""
+
+    def run(
+        self, request: Request, units: int, deadline: float, clock: Callable[[], float], progress: Progress
+    ) -> Result:
+        """Work on a request.
+
+        Parameters
+        ----------
+        request : Request
+        units : int
+            As many as there is time for, within ``self.units``.
+        deadline : float
+            By ``clock``. Once it has come no further unit is begun, and what there is becomes the result.
+        clock : callable
+            LSL clock, seconds.
+        progress : callable
+            Called after each unit. Once it returns False the result so far is returned at once, without further work.
+
+        Returns
+        -------
+        Result
+            With neither text nor image where the run was ended before there was anything to show.
+
+        Raises
+        ------
+        EngineError
+            The request cannot be done: NaN in the embedding, another size, a model that fails.
+        """
+
+
+def open_first(kind: Kind, bundle: Bundle, generator: OpenGenerator | None) -> First | None:
+    """Open the first tier of a kind; None where the generator has no text bank.
+
+    Raises
+    ------
+    BundleError
+        Its files are not what they should be.
+    EngineError
+        Its network cannot be loaded.
+    """
+    from .bank import BankTier
+    from .nearest import NearestTier
+
+    if kind == "reconstruction":
+        return NearestTier(bundle)
+    return BankTier(generator) if generator is not None and generator.manifest.bank is not None else None
+
+
+def open_tiers(generator: OpenGenerator, kind: Kind, device: str = "cpu", threads: int = 1) -> list[Worked]:
+    """Load the tiers of a kind that run in a worker, cheap to good; imports torch where one needs it.
+
+    Parameters
+    ----------
+    generator : OpenGenerator
+    kind : str
+    device : str
+        As torch names it. Small ONNX networks run on the CPU all the same.
+    threads : int
+        Within one operation on the CPU.
+
+    Raises
+    ------
+    BundleError
+        A model is not on this machine, or not what the manifest says.
+    EngineError
+        A network cannot be loaded, or the device is not there.
+    """
+    tiers: list[Worked] = []
+    manifest = generator.manifest
+    if kind == "caption" and manifest.llm is not None:
+        from .llm import LlmTier
+
+        tiers.append(LlmTier(generator, device, threads))
+    if kind == "reconstruction" and manifest.latent is not None:
+        from .latent import LatentTier
+
+        tiers.append(LatentTier(generator, threads))
+    if kind == "reconstruction" and manifest.diffusion is not None:
+        from .diffusion import DiffusionTier
+
+        tiers.append(DiffusionTier(generator, device, threads))
+    return tiers
+
+
+def vector(request: Request, dim: int) -> Float32:
+    """Give a request's embedding as (1, dim).
+
+    Raises
+    ------
+    EngineError
+        It has another size, or NaN or infinity.
+    """
+    embedding = request.embedding
+    if embedding.shape != (dim,) or embedding.dtype != np.float32:
+        raise EngineError(
+            f"embedding of {request.key!r}", got=f"{embedding.dtype} {embedding.shape}", allowed=f"float32 ({dim},)"
+        )
+    if not np.isfinite(embedding).all():
+        raise EngineError(f"embedding of {request.key!r}", got="NaN or infinity", allowed="finite values")
+    return embedding[None]
+
+
+def plain(text: str) -> str:
+    """Make one line of printable characters: whatever steers a terminal becomes a space, and spaces become one."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
