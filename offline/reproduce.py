@@ -53,7 +53,7 @@ class Simulated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ``targets`` an analytic encoder for each of the table's; ``schedule`` changes to every network's, and ``settings``
     to single rows'. ``subjects``, ``n_train`` concepts of ``images_per_concept`` images, ``n_test`` test images, and
     how often one is repeated in each of two sessions: ``train_repetitions``, ``test_repetitions``. ``distinctness`` of
-    the responses as in :class:`streamdec.simulate.subject.Subject`.
+    the responses and what of them is ``shared`` as in :class:`streamdec.simulate.subject.Subject`.
     """
 
     targets: dict[str, str]
@@ -66,6 +66,7 @@ class Simulated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     train_repetitions: int = 2
     test_repetitions: int = 5
     distinctness: float = 1.0
+    shared: float = 0.0
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -235,7 +236,7 @@ def simulate(of: Simulated, root: Path, report: Report = silent) -> None:
     partial = root.with_name(root.name + ".partial")
     things_layout.write(
         partial,
-        [Subject(world, seed, distinctness=of.distinctness) for seed in range(of.subjects)],
+        [Subject(world, seed, distinctness=of.distinctness, shared=of.shared) for seed in range(of.subjects)],
         n_sessions=2,
         train_repetitions=of.train_repetitions,
         test_repetitions=of.test_repetitions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from streamdec.errors import ConfigError
 from streamdec.simulate import forward, leadfield
 from streamdec.simulate.forward import COMPONENTS, Forward
 from streamdec.simulate.subject import Subject
@@ -104,3 +105,25 @@ def test_same_seed_same_subject_other_seed_another():
 def test_rate_changes_the_grid_only():
     fast, slow = Subject(WORLD, 1).evoked("test", [5]), Subject(WORLD, 1, sfreq=250.0).evoked("test", [5])
     np.testing.assert_allclose(fast[..., ::4], slow, atol=1e-5)
+
+
+def test_shared_part_is_what_two_subjects_have_in_common():
+    """Drives of two subjects correlate by the linear part's share of the variance, times what of it is shared."""
+    world = World(9, n_train=1, n_test=300, size=32)
+
+    def correlation(shared):
+        a, b = (Forward(seed, shared=shared).moments(world, "test") for seed in (1, 2))
+        columns = zip(a.T, b.T, strict=True)
+        return np.mean([np.corrcoef(x, y)[0, 1] for x, y in columns])
+
+    linear = 1 - forward.IDIOSYNCRASY**2
+    for shared in (0.0, 0.5, 1.0):
+        assert correlation(shared) == pytest.approx(linear * shared, abs=0.04)
+
+
+def test_nothing_shared_is_the_default_and_more_than_all_is_refused():
+    np.testing.assert_array_equal(
+        Subject(WORLD, 1, shared=0.0).evoked("test", [3]), Subject(WORLD, 1).evoked("test", [3])
+    )
+    with pytest.raises(ConfigError, match=r"shared; got 1\.5; allowed: 0 to 1"):
+        Subject(WORLD, 1, shared=1.5)

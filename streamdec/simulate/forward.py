@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..signal.rate import Rate
 from ..types import Float32
 from . import features, leadfield
@@ -60,9 +61,14 @@ class Forward:
         Draws what each source prefers, and the subject's latencies and amplitudes.
     sfreq : float
         Rate of the responses, Hz.
+    shared : float
+        Share of the variance of each source's linear drive that all subjects have in common, 0 to 1: what a decoder
+        of other people can use. The nonlinear part is everybody's own.
     """
 
-    def __init__(self, seed: int = 0, sfreq: float = 1000.0) -> None:
+    def __init__(self, seed: int = 0, sfreq: float = 1000.0, *, shared: float = 0.0) -> None:
+        if not 0 <= shared <= 1:
+            raise ConfigError("shared", got=shared, allowed="0 to 1")
         rng = np.random.default_rng([seed, 2])
         self.sfreq = sfreq
         self.n_times = Rate(sfreq).to_samples(DURATION)
@@ -84,9 +90,12 @@ class Forward:
         self._mean = np.concatenate(moments).astype(np.float32)
         self._early = np.array(groups) == "occipital"
         n_early, n_late = int(self._early.sum()), int((~self._early).sum())
-        semantic = rng.standard_normal((_reference("semantic")[0].size, n_late)).astype(np.float32)
-        self._low_level = _Drive(_retinotopic(rng, n_early), rng, *_reference("low_level"))
-        self._semantic = _Drive(semantic, rng, *_reference("semantic"))
+        own = _semantic(rng, n_late), _retinotopic(rng, n_early)
+        everybody = np.random.default_rng(6)
+        common = _semantic(everybody, n_late), _retinotopic(everybody, n_early)
+        late, early = zip(own, common, strict=True)
+        self._low_level = _Drive(early, shared, rng, *_reference("low_level"))
+        self._semantic = _Drive(late, shared, rng, *_reference("semantic"))
 
     def moments(self, world: World, split: Split) -> Float32:
         """Moment of every source and component for every image of a split: (n_images, n_sources) float32, nAm."""
@@ -117,17 +126,27 @@ class Forward:
 
 
 class _Drive:
-    """Standardised features -> unit-variance drive of each source."""
+    """Standardised features -> unit-variance drive of each source, by the subject's own weights and common ones."""
 
     def __init__(
-        self, weights: Float32, rng: np.random.Generator, mean: Float32, std: Float32, reference: Float32
+        self,
+        weights: tuple[Float32, Float32],
+        shared: float,
+        rng: np.random.Generator,
+        mean: Float32,
+        std: Float32,
+        reference: Float32,
     ) -> None:
         self._mean, self._std = mean, std
         z = (reference - mean) / std
-        self._linear = weights / (z @ weights).std(axis=0)
-        bent = rng.standard_normal(weights.shape).astype(np.float32)
+        own, common = (one / (z @ one).std(axis=0) for one in weights)
+        if shared:
+            both = np.float32(np.sqrt(1 - shared)) * own + np.float32(np.sqrt(shared)) * common
+            own = both / (z @ both).std(axis=0)
+        self._linear = own
+        bent = rng.standard_normal(own.shape).astype(np.float32)
         self._bent = _BEND * bent / (z @ bent).std(axis=0)
-        self._phase = rng.uniform(0, 2 * np.pi, weights.shape[1])
+        self._phase = rng.uniform(0, 2 * np.pi, own.shape[1])
 
     def __call__(self, x: Float32) -> Float32:
         z = (x - self._mean) / self._std
@@ -142,6 +161,11 @@ def _reference(kind: str) -> tuple[Float32, Float32, Float32]:
     world = World(0, n_train=1, images_per_concept=1, n_test=200)
     x = world.low_level("test") if kind == "low_level" else world.attributes("test")[:, : world.n_semantic]
     return x.mean(axis=0), x.std(axis=0) + 1e-6, x
+
+
+def _semantic(rng: np.random.Generator, n: int) -> Float32:
+    """Draw weights (n_semantic, n) of what an image shows."""
+    return rng.standard_normal((_reference("semantic")[0].size, n)).astype(np.float32)
 
 
 def _retinotopic(rng: np.random.Generator, n: int) -> Float32:

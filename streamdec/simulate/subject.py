@@ -43,16 +43,26 @@ class Subject:
     distinctness : float
         How much the responses to different images differ, as a multiple of what makes the subject as hard to decode as
         real ones are. Above 1 small data sets show what big ones would.
+    shared : float
+        How much of what its sources respond to is everybody's, see :class:`.forward.Forward`.
     """
 
     ch_names = CH_NAMES
 
-    def __init__(self, world: World, seed: int = 0, *, sfreq: float = 1000.0, distinctness: float = 1.0) -> None:
+    def __init__(
+        self,
+        world: World,
+        seed: int = 0,
+        *,
+        sfreq: float = 1000.0,
+        distinctness: float = 1.0,
+        shared: float = 0.0,
+    ) -> None:
         self.world = world
         self.seed = seed
         self._distinctness = np.float32(distinctness)
         self.sfreq = sfreq
-        self._forward = Forward(seed, sfreq)
+        self._forward = Forward(seed, sfreq, shared=shared)
         self._moments: dict[Split, Float32] = {}
 
     def evoked(self, split: Split, images: Sequence[int]) -> Float32:
