@@ -122,12 +122,12 @@ def check_roles(method: Method, targets: Collection[str]) -> None:
         Naming those it has.
     """
     missing = [role for role in method.roles if role not in targets]
-    unknown = [] if method.open_roles else [role for role in targets if role not in method.roles]
-    if missing or unknown:
+    unknown = [role for role in targets if role not in method.roles + method.optional]
+    if missing or (unknown and not method.open_roles):
         raise ConfigError(
             f"target features of {method.name}",
             got=", ".join(targets) or "none",
-            allowed=", ".join(method.roles) + (" and more" if method.open_roles else ""),
+            allowed=", ".join(method.roles) + (f", optionally {', '.join(method.optional)}" if method.optional else ""),
             do="name them as ROLE=FOLDER,ROLE=FOLDER",
         )
 

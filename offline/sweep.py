@@ -29,12 +29,14 @@ from streamdec.config import convert, read_toml
 from streamdec.errors import ConfigError, StreamdecError
 
 from .checkpoint import RunFolder, replace, writing
-from .data.store import Prepared
+from .data.joined import check_alike
+from .data.store import PartName, Prepared
 from .evaluate import Evaluation
 from .experiment import check_roles, describe, evaluate_run, fit
 from .methods.base import MethodSettings
 from .methods.registry import method
 from .progress import Report, silent
+from .targets.frozen import check_device
 from .targets.store import Targets
 
 Protocol: TypeAlias = Literal["intra", "left_out", "joint", "added"]
@@ -113,6 +115,11 @@ class Cell(msgspec.Struct, frozen=True):
     targets: dict[str, str]
     seed: int
     base: str = ""
+
+    @property
+    def parts(self) -> list[tuple[str, PartName]]:
+        """Stores and their parts that it reads."""
+        return [(path, "train") for path in self.train] + [(path, "test") for path in self.test]
 
 
 class Result(Evaluation, frozen=True, kw_only=True):
@@ -233,13 +240,16 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
     Raises
     ------
     ConfigError
-        A folder holds a run of other settings or other data; nothing was started.
+        A folder holds a run of other settings or other data, stores of one cell are prepared in different ways, or the
+        device is not there; nothing was started.
     DataError
-        A store or target features cannot be opened, and nothing was started; ``out`` cannot be written.
+        A store or target features cannot be opened or lack what a cell needs, and nothing was started; ``out`` cannot
+        be written.
     """
     out = out.resolve()
     wanted = cells(grid)
     plan = _Plan(wanted, out)
+    execute = execute or one_by_one(grid.resources.device)
     finished = {cell.name: found for cell in wanted if (found := plan.finished(cell))}
     lines = [msgspec.json.encode(result) + b"\n" for found in finished.values() for result in found]
     with writing(out):
@@ -262,7 +272,6 @@ def run(grid: Grid, out: Path, execute: Executor | None = None, report: Report =
             waiting.remove(cell)
 
     report(f"{len(finished)} of {len(wanted)} cells are finished", len(finished), len(wanted))
-    execute = execute or one_by_one(grid.resources.device)
 
     def say(line: str, done: int = 0, total: int = 0) -> None:
         report(line, len(finished) + len(failures), len(wanted))
@@ -293,6 +302,11 @@ class _Plan:
         self.out = out
         stores = {path: Prepared(Path(path)) for path in {path for cell in wanted for path in cell.train + cell.test}}
         features = {path: Targets(Path(path)) for path in {path for cell in wanted for path in cell.targets.values()}}
+        for together in {cell.train + cell.test for cell in wanted}:
+            check_alike([stores[path] for path in together])
+        shown = {(of_role, *part) for cell in wanted for of_role in cell.targets.values() for part in cell.parts}
+        for of_role, path, part in sorted(shown):
+            features[of_role].check(stores[path].items(part))
         self._about = {path: store.meta for path, store in stores.items()}
         self._run = {
             cell.name: describe(
@@ -335,7 +349,15 @@ def _figures(results: Sequence[Result]) -> str:
 
 
 def one_by_one(device: str) -> Executor:
-    """Make the executor that does cells in this process."""
+    """Make the executor that does cells in this process.
+
+    Raises
+    ------
+    ConfigError
+        The device is not there.
+    """
+    if device != "cpu":
+        check_device(device)
 
     def execute(todo: Todo, out: Path, report: Report) -> Iterator[tuple[Cell, int, str]]:
         while todo:

@@ -12,10 +12,11 @@ from textbook import without_dropout
 from torch import Tensor
 
 from offline.data.store import Item
+from offline.experiment import check_roles
 from offline.fit import Batch, weights
 from offline.methods.base import Training
 from offline.methods.network import Shapes
-from offline.methods.ubp import UbpLearner, UbpSettings
+from offline.methods.ubp import UBP, UbpLearner, UbpSettings
 from streamdec.errors import ConfigError
 
 N, N_CHANS, N_TIMES, DIM, N_SAMPLES = 12, 3, 20, 5, 30
@@ -186,3 +187,9 @@ def test_features_that_do_not_fit(targets: dict[str, tuple[int]]) -> None:
         UbpLearner(UbpSettings(), shapes)
     with pytest.raises(ConfigError, match="interval above 0"):
         UbpSettings(interval=0.0)
+
+
+def test_roles_are_named_where_one_is_wrong() -> None:
+    with pytest.raises(ConfigError, match="target features of ubp; got image; allowed: medium, optionally low, high"):
+        check_roles(UBP, ("image",))
+    check_roles(UBP, ("medium", "low", "high"))

@@ -65,6 +65,12 @@ def training(kind: str, n: int = 60) -> Training:
     )
 
 
+def test_says_that_it_is_not_on_the_device(tmp_path) -> None:
+    lines: list[str] = []
+    fit(training("stimulus"), RidgeSettings(), 0, "cuda", RunFolder(tmp_path), lambda line, *_: lines.append(line))
+    assert lines[0] == "ridge: on the processor, not on cuda"
+
+
 @pytest.mark.parametrize("kind", ["stimulus", "class"])
 @pytest.mark.parametrize("per_feature", [True, False])
 def test_encoder(tmp_path, kind: str, per_feature: bool) -> None:

@@ -20,7 +20,7 @@ from offline.checkpoint import RunFolder, RunMeta
 from offline.evaluate import Evaluation
 from offline.report.gather import gather
 from offline.sweep import Grid, Resources, Result
-from streamdec.errors import ConfigError
+from streamdec.errors import ConfigError, StreamdecError
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 SUBJECTS = ("sub-01", "sub-02", "sub-03")
@@ -153,6 +153,24 @@ def test_other_settings_in_the_same_folder_are_refused(grid: Grid, tmp_path) -> 
     row = msgspec.structs.replace(grid.methods["ridge"], settings={"per_feature": False})
     with pytest.raises(ConfigError, match="holds another run"):
         sweep.run(msgspec.structs.replace(grid, methods={"ridge": row}), tmp_path)
+
+
+def test_what_no_cell_could_do_is_refused_before_any(grid: Grid, folder: Path, tmp_path) -> None:
+    out = tmp_path / "out"
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device cuda"):
+            sweep.run(msgspec.structs.replace(grid, resources=Resources(gpus=1)), out)
+    tiny_store.make(folder / "wide", subject="sub-09", n_chans=5)
+    tiny_store.make(folder / "more", subject="sub-04", n_train=61)
+    own = grid.stores["tiny"]
+    for subject, protocol, said in (
+        ("wide", "left_out", r"shape of .*wide; got \(5, "),
+        ("more", "intra", r"sub-01-targets; got no row for 'train60'"),
+    ):
+        stores = {"tiny": own | {subject: str(folder / subject)}}
+        with pytest.raises(StreamdecError, match=said):
+            sweep.run(msgspec.structs.replace(grid, stores=stores, protocols=(protocol,)), out)
+    assert not out.exists()
 
 
 def test_failures_are_counted_and_the_others_go_on(grid: Grid, tmp_path) -> None:

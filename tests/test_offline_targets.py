@@ -108,6 +108,16 @@ def test_consecutive_rows_are_mapped_and_the_file_is_safe(tmp_path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), rows)
 
 
+def test_a_file_with_nan_is_refused_on_reading(tmp_path) -> None:
+    compute(Made(np.ones((12, 2), np.float32)), ITEMS[:12], Path(), tmp_path)
+    rows = np.load(tmp_path / "features.npy")
+    rows[7, 1] = np.nan
+    np.save(tmp_path / "features.npy", rows)
+    assert len(Targets(tmp_path).of(ITEMS[:7])) == 7
+    with pytest.raises(DataError, match="got NaN or infinity; compute them again"):
+        Targets(tmp_path).of(ITEMS[:12])
+
+
 def test_normalised_on_reading(tmp_path) -> None:
     rows = np.random.default_rng(0).standard_normal((12, 2, 3)).astype(np.float16)
     rows[3] = 0

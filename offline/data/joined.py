@@ -42,6 +42,22 @@ class Joined(msgspec.Struct, frozen=True, eq=False):
         return held
 
 
+def check_alike(stores: Sequence[Prepared]) -> None:
+    """Refuse stores that one model cannot be of.
+
+    Raises
+    ------
+    ConfigError
+        They differ in channels, rate, window, steps, or kind of items.
+    """
+    first = stores[0]
+    for store in stores[1:]:
+        for what in ("kind", "shape", "signal"):
+            got, wanted = getattr(store.meta, what), getattr(first.meta, what)
+            if got != wanted:
+                raise ConfigError(f"{what} of {store.path}", got=got, allowed=f"as in {first.path}: {wanted}")
+
+
 def join(stores: Sequence[Prepared]) -> Joined:
     """Put the training parts of stores side by side.
 
@@ -50,12 +66,8 @@ def join(stores: Sequence[Prepared]) -> Joined:
     ConfigError
         They differ in channels, rate, window, steps, kind of items, or two are of one subject.
     """
+    check_alike(stores)
     first = stores[0]
-    for store in stores[1:]:
-        for what in ("kind", "shape", "signal"):
-            got, wanted = getattr(store.meta, what), getattr(first.meta, what)
-            if got != wanted:
-                raise ConfigError(f"{what} of {store.path}", got=got, allowed=f"as in {first.path}: {wanted}")
     subjects = tuple(store.meta.subject for store in stores)
     if len(set(subjects)) < len(subjects):
         raise ConfigError("subjects", got=", ".join(subjects), allowed="each once", do="name other stores")

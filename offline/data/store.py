@@ -158,6 +158,18 @@ class Prepared:
                 f"{path} is no prepared store", got=str(error), do="make one: streamdec-train prepare"
             ) from error
 
+    def items(self, name: PartName) -> tuple[Item, ...]:
+        """Items of a part.
+
+        Raises
+        ------
+        DataError
+            The store has no such part.
+        """
+        if name not in self.meta.items:
+            raise DataError(f"{self.path} has no {name} part", allowed=", ".join(self.meta.items))
+        return self.meta.items[name]
+
     def part(self, name: PartName) -> Part:
         """Open a part.
 
@@ -166,8 +178,7 @@ class Prepared:
         DataError
             The store has no such part, or its files do not fit.
         """
-        if name not in self.meta.items:
-            raise DataError(f"{self.path} has no {name} part", allowed=", ".join(self.meta.items))
+        items = self.items(name)
         try:
             stored = np.load(self.path / f"{name}.npy", mmap_mode="r")
             rows = Rows(**load_file(self.path / f"{name}.rows.safetensors"))
@@ -176,7 +187,7 @@ class Prepared:
         if stored.shape != (len(rows.item), *self.meta.shape):
             raise DataError(f"{name} part of {self.path}", got=stored.shape, allowed=(len(rows.item), *self.meta.shape))
         epochs = cast(Float32, Widened(stored)) if stored.dtype == np.float16 else stored
-        return Part(self.meta.items[name], epochs, rows)
+        return Part(items, epochs, rows)
 
 
 class Writer:

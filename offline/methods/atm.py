@@ -103,5 +103,5 @@ ATM = network(
     "arXiv 2403.07721",
     AtmSettings,
     AtmLearner,
-    open_roles=True,
+    optional=("text",),
 )

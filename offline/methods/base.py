@@ -119,6 +119,8 @@ class Method:
         Its settings; every field has a default, the published one where there is one.
     roles : tuple of str
         What each of its target features is for; the first is what a gallery is made of.
+    optional : tuple of str
+        Further roles that it can do without.
     open_roles : bool
         Whether it takes further target features, under names of the user's.
     fit : callable
@@ -133,6 +135,7 @@ class Method:
     roles: tuple[str, ...]
     fit: Callable[[Training, Any, int, str, RunFolder, Report], Fitted]
     load: Callable[[Path], Encoder]
+    optional: tuple[str, ...] = ()
     open_roles: bool = False
 
     def configured(self, given: Mapping[str, Any], where: str) -> MethodSettings:

@@ -246,6 +246,6 @@ _NETWORK = network(
     "arXiv 2402.08994",
     MusedSettings,
     MusedLearner,
-    open_roles=True,
+    optional=_ROLES[1:],
 )
 MUSED = dataclasses.replace(_NETWORK, fit=_fit)

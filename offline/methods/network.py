@@ -185,13 +185,14 @@ def network(
     settings: type[_Settings],
     build: Callable[[_Settings, Shapes], Learner],
     roles: tuple[str, ...] = ("image",),
+    optional: tuple[str, ...] = (),
     open_roles: bool = False,
 ) -> Method:
     """Make a method of a learner.
 
     Parameters
     ----------
-    name, citation, settings, roles, open_roles
+    name, citation, settings, roles, optional, open_roles
         As in :class:`.base.Method`.
     build : callable
         ``(settings, shapes) -> Learner``, untrained; called again to read a trained one.
@@ -226,7 +227,7 @@ def network(
         load_weights(learner, {name: torch.from_numpy(array) for name, array in arrays.items()})
         return NetworkEncoder(learner, chosen, state.shapes)
 
-    return Method(name, citation, settings, roles, fit, load, open_roles)
+    return Method(name, citation, settings, roles, fit, load, optional, open_roles)
 
 
 def to_onnx(encoder: nn.Module, shape: tuple[int, int]) -> bytes:

@@ -163,6 +163,5 @@ NEUROCLIP = network(
     "Wang et al. (2025), NeuroCLIP, arXiv 2511.09250",
     NeuroClipSettings,
     NeuroClipLearner,
-    roles=("image",),
-    open_roles=True,
+    optional=("tokens", "thumbnails"),
 )

@@ -182,6 +182,8 @@ def fit(training: Training, settings: RidgeSettings, seed: int, device: str, run
     Targets of stimuli are standardised by the training part, and so are the candidates; one-hot targets of classes
     stay as they are, so that the cosine with a class grows with its output.
     """
+    if device != "cpu":
+        report(f"ridge: on the processor, not on {device}")
     kept = ~training.held
     x = training.epochs[kept].reshape(int(kept.sum()), -1)
     targets = _targets(training)

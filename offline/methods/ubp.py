@@ -117,5 +117,5 @@ UBP = network(
     UbpSettings,
     UbpLearner,
     roles=("medium",),
-    open_roles=True,
+    optional=("low", "high"),
 )

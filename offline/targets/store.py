@@ -25,6 +25,8 @@ from ..data.store import Item
 from ..progress import Report, silent
 from .images import Images
 
+_BLOCK = 256  # rows looked at at once
+
 Features: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 
@@ -81,6 +83,24 @@ class Targets:
             raise DataError(f"rows of {path}", got=len(self._features), allowed=len(self.meta.ids))
         self._row = {id_: row for row, id_ in enumerate(self.meta.ids)}
 
+    def rows(self) -> Features:
+        """All rows, in the order of ``meta.ids``, memory-mapped."""
+        return np.asarray(self._features)
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse items of which one was not computed.
+
+        Raises
+        ------
+        DataError
+            Naming the first.
+        """
+        missing = next((item.id for item in items if item.id not in self._row), None)
+        if missing is not None:
+            raise DataError(
+                f"target features {self.path}", got=f"no row for {missing!r}", do="compute them for this data set"
+            )
+
     def of(self, items: Sequence[Item], *, normalised: bool = False) -> Features:
         """Features of items.
 
@@ -98,16 +118,15 @@ class Targets:
         Raises
         ------
         DataError
-            One was not computed.
+            One was not computed, or holds NaN or infinity: the file is not what was computed.
         """
-        missing = [item.id for item in items if item.id not in self._row]
-        if missing:
-            raise DataError(
-                f"target features {self.path}", got=f"no row for {missing[0]!r}", do="compute them for this data set"
-            )
+        self.check(items)
         rows = np.array([self._row[item.id] for item in items], np.int64)
         consecutive = len(rows) > 0 and bool(np.all(np.diff(rows) == 1))
         found: Features = np.asarray(self._features[rows[0] : rows[-1] + 1] if consecutive else self._features[rows])
+        for start in range(0, len(found), _BLOCK):
+            if not np.isfinite(found[start : start + _BLOCK]).all():
+                raise DataError(f"target features {self.path}", got="NaN or infinity", do="compute them again")
         return unit(found) if normalised else found
 
 
