@@ -36,7 +36,7 @@ class Archive(ABC):
         Bytes of each file, as declared; checked against the limits before any is read.
     """
 
-    def __init__(self, path: Path, sizes: dict[str, int]) -> None:
+    def __init__(self, path: Path, sizes: dict[str, int], max_bytes: int = MAX_BYTES) -> None:
         self.path = path
         self.sizes = sizes
         for name in sizes:
@@ -46,8 +46,8 @@ class Archive(ABC):
                 )
         if len(sizes) > MAX_FILES:
             raise BundleError("it has too many files", got=len(sizes), allowed=f"up to {MAX_FILES}")
-        if sum(sizes.values()) > MAX_BYTES:
-            raise BundleError("it is too large", got=f"{sum(sizes.values())} bytes", allowed=f"up to {MAX_BYTES}")
+        if sum(sizes.values()) > max_bytes:
+            raise BundleError("it is too large", got=f"{sum(sizes.values())} bytes", allowed=f"up to {max_bytes}")
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
@@ -67,7 +67,7 @@ class Archive(ABC):
         with translated(), self.open(name) as file:
             data = file.read(size + 1)
         if len(data) != size:
-            raise BundleError(name, got="another size than declared", do="it is damaged: get the bundle anew")
+            raise BundleError(name, got="another size than declared", do="it is damaged: get it anew")
         return data
 
     def load(self, name: str, sha256: str, limit: int = MAX_BYTES) -> bytes:
@@ -85,9 +85,9 @@ class Archive(ABC):
 class Folder(Archive):
     """A folder: regular files only, links refused."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         with translated():
-            super().__init__(path, dict(self._walk(path, "")))
+            super().__init__(path, dict(self._walk(path, "")), max_bytes)
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         with os.scandir(folder) as entries:
@@ -168,9 +168,7 @@ def translated() -> Iterator[None]:
         raise BundleError("it is not there", got=error.filename, do="check the path") from error
     # All but OSError are what zipfile and its decompressors raise on garbage; NotImplementedError is a RuntimeError.
     except (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(
-            "it cannot be read", got=str(error) or type(error).__name__, do="get the bundle anew"
-        ) from error
+        raise BundleError("it cannot be read", got=str(error) or type(error).__name__, do="get it anew") from error
 
 
 def _compare(name: str, got: str, wanted: str) -> None:
@@ -179,5 +177,5 @@ def _compare(name: str, got: str, wanted: str) -> None:
             name,
             got=f"sha256 {got[:12]}...",
             allowed=f"{wanted[:12]}...",
-            do="it was changed or damaged: get the bundle anew",
+            do="it was changed or damaged: get it anew",
         )

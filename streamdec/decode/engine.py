@@ -184,7 +184,28 @@ class OnnxEngine(StaticEngine):
         return made
 
 
-def _load(model: bytes, head: Head, threads: int, device: Device) -> Any:
+def open_session(model: bytes, name: str, threads: int = 1, device: Device = "cpu") -> Any:
+    """Open an ONNX model in onnxruntime.
+
+    Parameters
+    ----------
+    model : bytes
+        Self-contained: weights in files beside it are refused.
+    name : str
+        For messages.
+    threads : int
+        Within one operation.
+    device : {"cpu", "cuda"}
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+
+    Raises
+    ------
+    EngineError
+        It cannot be loaded, or the device is not there.
+    """
     provider = _PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise EngineError(
@@ -203,11 +224,14 @@ def _load(model: bytes, head: Head, threads: int, device: Device) -> Any:
     try:
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
-        raise EngineError(
-            f"{head.encoder} cannot be loaded", got=error, allowed="a self-contained ONNX model"
-        ) from error
+        raise EngineError(f"{name} cannot be loaded", got=error, allowed="a self-contained ONNX model") from error
     if session.get_providers()[0] != provider:
         raise EngineError(f"device {device!r} cannot be used", do="check the CUDA libraries onnxruntime-gpu needs")
+    return session
+
+
+def _load(model: bytes, head: Head, threads: int, device: Device) -> Any:
+    session = open_session(model, head.encoder, threads, device)
     _expect(head.encoder, "input", session.get_inputs(), head.input, head.shape)
     _expect(head.encoder, "output", session.get_outputs(), head.output, (head.dim,))
     return session

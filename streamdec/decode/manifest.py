@@ -101,7 +101,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cannot run live, "" if it can. ``signal`` goes from the stream to the encoders' input; ``channel_sd`` is the
     deviation (sd) of the raw training signal per channel, microvolt. ``heads`` by rising horizon, the last at
     ``signal.tmax``. ``evidence`` says how repetitions add up. ``budgets`` seconds beyond the epoch's end, per kind of
-    result. ``gallery`` and ``files`` (sha256 of every other file) are filled in by :func:`.bundle.write`.
+    result. ``space`` names the embedding space, "" in bundles from before it had a name: a generator must be for the
+    same. ``gallery`` and ``files`` (sha256 of every other file) are filled in by :func:`.bundle.write`.
     """
 
     schema: int = SCHEMA
@@ -120,6 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     evidence: EvidenceMode
     budgets: dict[str, float]
     parity: tuple[Parity, ...] = ()
+    space: str = ""
     gallery: GalleryKind = "stimulus"
     files: dict[str, str] = {}
 

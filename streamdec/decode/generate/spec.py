@@ -42,21 +42,26 @@ class Llm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``model`` a folder of the generator (with a slash or without), an absolute path, or a hub name: any causal LM of
     transformers. ``projector`` an ONNX network (1, dim) -> (1, n_vectors, width of the LM), which stand where
     ``prompt`` has ``<image>``; ``<label>`` there is replaced by the best candidate's label. ``system`` message for
-    models with a chat template. ``max_tokens`` of an answer.
+    models with a chat template. An answer has up to ``max_tokens``, and is not begun where there is time for less than
+    ``min_tokens``; ``repetition_penalty`` is the reference's.
     """
 
     model: str
     projector: str
     prompt: str = "<image> <label> Describe this image in one sentence:"
     system: str = "You are a helpful assistant."
+    min_tokens: int = 8
     max_tokens: int = 100
+    repetition_penalty: float = 1.1
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if self.prompt.count("<image>") != 1 or self.prompt.count("<label>") > 1:
             raise BundleError("llm prompt", got=repr(self.prompt), allowed="<image> once, <label> at most once")
-        if self.max_tokens < 1:
-            raise BundleError("llm max_tokens", got=self.max_tokens, allowed="1 or more")
+        if not 1 <= self.min_tokens <= self.max_tokens:
+            raise BundleError("llm tokens", got=f"{self.min_tokens}..{self.max_tokens}", allowed="1 or more, rising")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise BundleError("llm repetition_penalty", got=self.repetition_penalty, allowed="above 0")
 
 
 class Latent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +104,10 @@ class Diffusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps:
             raise BundleError("diffusion steps", got=f"{self.min_steps}..{self.max_steps}", allowed="1 or more, rising")
+        if self.size < 8 or self.size % 8:
+            raise BundleError("diffusion size", got=self.size, allowed="a multiple of 8")
+        if not (math.isfinite(self.guidance) and math.isfinite(self.adapter_scale)):
+            raise BundleError("diffusion guidance and adapter_scale", allowed="finite")
 
 
 class Generator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -6,13 +6,15 @@ The others run in workers, one request at a time, unit by unit: a unit is a toke
 
 from __future__ import annotations
 
+import io
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ....errors import EngineError
-from ....types import Float32
+from ....types import Candidate, Float32
 from ..job import Kind, Request, Result, Tier
 
 if TYPE_CHECKING:
@@ -162,3 +164,43 @@ def vector(request: Request, dim: int) -> Float32:
 def plain(text: str) -> str:
     """Make one line of printable characters: whatever steers a terminal becomes a space, and spaces become one."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def png(pixels: Float32) -> bytes:
+    """Encode a picture (3, height, width), RGB, 0..1 (beyond is cut), as PNG."""
+    from PIL import Image
+
+    # Level 1 of 9: the pictures go over a socket on this machine, and time counts.
+    rounded = (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.moveaxis(rounded, 0, 2)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def made_up(kind: Kind, dim: int, epoch: Float32 | None = None) -> Request:
+    """Make an example request: a random embedding of unit length per dimension, a candidate, no deadline."""
+    embedding = np.random.default_rng(0).standard_normal(dim, dtype=np.float32)
+    candidate = Candidate("example", "an example", 1.0, 1.0)
+    return Request(0, kind, "example", 1, 0.0, float("inf"), (candidate,), embedding, epoch)
+
+
+def seed(request: Request) -> int:
+    """Give the seed of a request's noise: of its stimulus key, so that the same evidence gives the same picture."""
+    return zlib.crc32(request.key.encode())
+
+
+def check_device(device: str) -> None:
+    """Look whether torch can use a device.
+
+    Raises
+    ------
+    EngineError
+        There is none of this name here.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        first = str(error).partition("\n")[0]
+        raise EngineError(f"device {device}", got=first, allowed="cpu, or what torch finds here") from error
