@@ -259,7 +259,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _keys(options: argparse.Namespace) -> int:
-    from .feed.publisher import make_keys
+    from .access import make_keys
 
     for path in make_keys(options.folder, options.clients):
         _say(str(path))

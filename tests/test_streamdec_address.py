@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from streamdec.access import read_key
 from streamdec.errors import ConfigError
-from streamdec.feed.address import DEFAULT, read_key, resolve
+from streamdec.feed.address import DEFAULT, resolve
 
 
 def test_three_ports_in_a_row() -> None:

@@ -18,10 +18,11 @@ import pytest
 import zmq
 from feed_messages import collect, gallery, one_of_each, onset, retrieval, session, stats
 
+from streamdec.access import make_keys
 from streamdec.errors import ConfigError, FeedError
 from streamdec.feed import schema
 from streamdec.feed.address import resolve
-from streamdec.feed.publisher import FeedSettings, Publisher, make_keys
+from streamdec.feed.publisher import FeedSettings, Publisher
 from streamdec.feed.subscriber import Subscriber
 from streamdec.feed.wire import Received
 
@@ -487,7 +488,7 @@ class TestKeys:
         with pytest.raises(ConfigError, match=r"key file .*No such file.*streamdec keys"):
             Publisher(FeedSettings(endpoint=FREE, keys=str(tmp_path / "absent")), "s")
         make_keys(tmp_path / "empty")
-        with pytest.raises(ConfigError, match="nobody may read"):
+        with pytest.raises(ConfigError, match="nobody may come in"):
             Publisher(FeedSettings(endpoint=FREE, keys=str(tmp_path / "empty")), "s")
         (keys / "clients" / "anna.key").write_text("not a key")
         with pytest.raises(ConfigError, match="40 Z85 characters"):

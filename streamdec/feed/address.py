@@ -1,4 +1,4 @@
-"""The address of a feed, one endpoint and its two neighbours, and its key files.
+"""The address of a feed: one endpoint and its two neighbours.
 
 A feed at ``tcp://host:5650`` takes three ports in a row: results at 5650, snapshots at 5651, images at 5652. A feed at
 ``ipc:///path`` takes ``/path``, ``/path.snapshot`` and ``/path.images``.
@@ -6,16 +6,12 @@ A feed at ``tcp://host:5650`` takes three ports in a row: results at 5650, snaps
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from pathlib import Path
 from typing import NamedTuple
 
+from ..access import TCP, is_loopback
 from ..errors import ConfigError
 
 DEFAULT = "tcp://127.0.0.1:5650"
-_TCP = re.compile(r"(?P<base>tcp://(?P<host>\[[\w:.%]+\]|[^\s:/]+):)(?P<port>\d{1,5})")
-_Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 
 class Address(NamedTuple):
@@ -48,7 +44,7 @@ def resolve(endpoint: str) -> Address:
     """
     if endpoint.startswith("ipc://") and len(endpoint) > len("ipc://"):
         return Address((endpoint, f"{endpoint}.snapshot", f"{endpoint}.images"), local=True, chosen=True)
-    match = _TCP.fullmatch(endpoint)
+    match = TCP.fullmatch(endpoint)
     if match is None or int(match["port"]) > 65_533:
         raise ConfigError(
             "feed endpoint", got=repr(endpoint), allowed="tcp://host:port, port up to 65533, or ipc://path"
@@ -56,29 +52,4 @@ def resolve(endpoint: str) -> Address:
     port, base = int(match["port"]), match["base"]
     chosen = port > 0
     endpoints = (endpoint, f"{base}{port + chosen}", f"{base}{port + 2 * chosen}")
-    return Address(endpoints, _is_loopback(match["host"]), chosen)
-
-
-def read_key(path: Path) -> bytes:
-    """Read the key in ``path``: one line of Z85 text, 40 characters.
-
-    Raises
-    ------
-    ConfigError
-        Where there is no such file, or no key in it.
-    """
-    try:
-        key = path.read_bytes().strip()
-    except OSError as error:
-        do = "make keys with `streamdec keys FOLDER CLIENT ...`"
-        raise ConfigError(f"key file {path}", got=error.strerror, do=do) from error
-    if not _Z85.fullmatch(key):
-        raise ConfigError(f"key file {path}", got="something else", allowed="one line of 40 Z85 characters")
-    return key
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return Address(endpoints, is_loopback(match["host"]), chosen)

@@ -29,11 +29,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import zmq
-from zmq.utils import z85
 
+from ..access import Doorman
 from ..errors import ConfigError, FeedError
 from . import address
-from .address import read_key
 from .schema import IMAGE_TOPICS, AnyMessage, Session, SnapshotEnd
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.generic]
@@ -43,7 +42,6 @@ _FAREWELL = 200  # ms that close() waits for the last messages to leave
 _MAX_REQUEST = 1024  # bytes of one frame of a request; the CURVE handshake has frames of 300
 _LARGE = 65_536  # bytes
 _TRIES = 32  # to find three free ports in a row
-_ZAP = "inproc://zeromq.zap.01"
 
 
 class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,7 +92,7 @@ class Publisher:
     Raises
     ------
     ConfigError
-        Where the keys are not as :func:`make_keys` made them.
+        Where the keys are not as :func:`~streamdec.access.make_keys` made them.
     FeedError
         Where the endpoint cannot be had, such as a port in use.
     """
@@ -108,23 +106,22 @@ class Publisher:
         self._seqs: dict[str, int] = {}
         self._kept: dict[Hashable, _Frames] = {}
         self._more = False
-        secret, self._clients = _read_keys(Path(settings.keys)) if settings.keys else (b"", frozenset())
-
         self._context = zmq.Context(io_threads=1)
         try:
-            self._zap = self._open_zap() if secret else None
-            self._results = self._open(zmq.PUB, secret, settings.results_hwm)
-            self._images = self._open(zmq.PUB, secret, settings.images_hwm)
-            self._router = self._open(zmq.ROUTER, secret, settings.results_hwm)
+            self._doorman = Doorman(self._context, Path(settings.keys)) if settings.keys else None
+            self._results = self._open(zmq.PUB, settings.results_hwm)
+            self._images = self._open(zmq.PUB, settings.images_hwm)
+            self._router = self._open(zmq.ROUTER, settings.results_hwm)
             self._router.maxmsgsize = _MAX_REQUEST
             self.endpoint: Final = self._bind(settings.endpoint)
         except BaseException:
             self._context.destroy(linger=0)
             raise
         self._poll = select.poll()
-        for end in (self._zap, self._router, self._results, self._images):
-            if end is not None:
-                self._poll.register(end.fileno(), select.POLLIN)
+        for end in (self._router, self._results, self._images):
+            self._poll.register(end.fileno(), select.POLLIN)
+        if self._doorman is not None:
+            self._poll.register(self._doorman.socket.fileno(), select.POLLIN)
 
     def publish(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> bytes:
         """Send ``message`` with its payload frames, and keep it for snapshots.
@@ -169,9 +166,8 @@ class Publisher:
         """
         if not self._more and not self._poll.poll(0):
             return
-        if self._zap is not None:
-            while _readable(self._zap):
-                self._admit(self._zap)
+        if self._doorman is not None:
+            self._doorman.admit()
         for lane in (self._results, self._images):
             _readable(lane)  # takes in new subscriptions, lets go of subscribers that left
         if _readable(self._router):
@@ -206,28 +202,13 @@ class Publisher:
         )
         _send(self._router, (peer, b"end", self._encoder.encode(end)))
 
-    def _admit(self, zap: zmq.Socket[bytes]) -> None:
-        """Answer one question of libzmq, whether a client may come in (ZAP, ZeroMQ RFC 27)."""
-        version, request, _domain, _address, _identity, mechanism, *credentials = zap.recv_multipart(zmq.NOBLOCK)
-        allowed = mechanism == b"CURVE" and credentials[0] in self._clients
-        verdict = (b"200", b"OK") if allowed else (b"400", b"key not on the list")
-        zap.send_multipart([version, request, *verdict, b"", b""])
-
-    def _open_zap(self) -> zmq.Socket[bytes]:
-        # It must be there before the others bind: without a handler libzmq lets in whoever knows the public key.
-        end = self._context.socket(zmq.REP)
-        end.bind(_ZAP)
-        return end
-
-    def _open(self, kind: int, secret: bytes, hwm: int) -> zmq.Socket[bytes]:
+    def _open(self, kind: int, hwm: int) -> zmq.Socket[bytes]:
         end: zmq.Socket[bytes] = self._context.socket(kind)
         end.sndhwm = hwm
         end.heartbeat_ivl = 5_000  # ms; a subscriber whose machine vanished is let go
         end.heartbeat_timeout = 15_000
-        if secret:
-            end.curve_server = 1
-            end.curve_secretkey = secret
-            end.zap_domain = b"streamdec"
+        if self._doorman is not None:
+            self._doorman.guard(end)
         return end
 
     def _bind(self, endpoint: str) -> str:
@@ -252,67 +233,6 @@ class Publisher:
             else:
                 break
         return bound[0]
-
-
-def make_keys(folder: str | Path, clients: Sequence[str] = ()) -> tuple[Path, ...]:
-    """Make the keys of a feed, or add clients to them. What exists is kept.
-
-    ``folder`` is what ``feed.keys`` names. It holds ``feed.secret`` and ``feed.key`` of the publisher, and
-    ``clients/NAME.key`` of each who may read. For each new client a folder ``NAME`` is made in it, to hand over:
-    ``feed.key``, and ``client.secret``, which nobody else should see. A key is one line of Z85 text (ZeroMQ RFC 32).
-    The list is read when the publisher starts; to shut a client out, delete its key and start again.
-
-    Parameters
-    ----------
-    folder : path
-        Made where it is missing; its mode is set to 0700.
-    clients : sequence of str
-        Names of new clients: letters, digits, ``-`` and ``_``.
-
-    Returns
-    -------
-    tuple of Path
-        The folders to hand over, one per client.
-
-    Raises
-    ------
-    ConfigError
-        Where a name is not allowed, or taken.
-    """
-    folder = Path(folder)
-    listed = folder / "clients"
-    for name in clients:
-        if not name.replace("-", "").replace("_", "").isalnum() or name == "clients":
-            raise ConfigError("client name", got=repr(name), allowed="letters, digits, - and _; not 'clients'")
-        if (folder / name).exists() or (listed / f"{name}.key").exists():
-            raise ConfigError(f"client {name} has keys in {folder} already", do="choose another name, or delete them")
-    listed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    if not (folder / "feed.secret").exists():
-        public, secret = zmq.curve_keypair()
-        _write_key(folder / "feed.secret", secret)
-        _write_key(folder / "feed.key", public)
-    for name in clients:
-        public, secret = zmq.curve_keypair()
-        (folder / name).mkdir(mode=0o700)
-        _write_key(folder / name / "client.secret", secret)
-        _write_key(folder / name / "feed.key", read_key(folder / "feed.key"))
-        _write_key(listed / f"{name}.key", public)
-    return tuple(folder / name for name in clients)
-
-
-def _write_key(path: Path, key: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(key + b"\n")
-
-
-def _read_keys(folder: Path) -> tuple[bytes, frozenset[bytes]]:
-    """Read the publisher's secret key, as Z85, and the public keys that are let in, as 32 raw bytes each."""
-    secret = read_key(folder / "feed.secret")
-    clients = frozenset(z85.decode(read_key(path)) for path in folder.glob("clients/*.key"))
-    if not clients:
-        raise ConfigError(f"nobody may read the feed: no key in {folder / 'clients'}", do="`streamdec keys` adds one")
-    return secret, clients
 
 
 def _readable(end: zmq.Socket[bytes]) -> bool:

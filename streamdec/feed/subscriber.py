@@ -21,9 +21,9 @@ from typing import Self
 import msgspec
 import zmq
 
+from ..access import authenticate
 from ..errors import ConfigError, FeedError
 from . import address
-from .address import read_key
 from .schema import TOPICS, Session, SnapshotEnd
 from .wire import Received, TooNew, parse
 
@@ -60,7 +60,7 @@ class Subscriber:
     timeout : float or None
         Seconds without a sign of the publisher after which iteration gives up; None waits for ever.
     keys : path, optional
-        The folder that :func:`~.publisher.make_keys` made for this client, where the feed is encrypted.
+        The folder that :func:`~streamdec.access.make_keys` made for this client, where the feed is encrypted.
 
     Attributes
     ----------
@@ -116,10 +116,13 @@ class Subscriber:
         results, snapshot, images = wanted.endpoints
         if not wanted.chosen:
             raise ConfigError("feed endpoint", got=repr(endpoint), allowed="the port that the publisher has")
-        credentials = _read_keys(Path(keys)) if keys is not None else None
         self._context = zmq.Context(io_threads=1)
-        self._sub = self._open(zmq.SUB, credentials)
-        self._dealer = self._open(zmq.DEALER, credentials)
+        try:
+            self._sub = self._open(zmq.SUB, keys)
+            self._dealer = self._open(zmq.DEALER, keys)
+        except ConfigError:
+            self.close()
+            raise
         for topic in (*self._joined, f"hello/{self._id}"):
             self._sub.subscribe(topic.encode())
         self._dealer.immediate = True  # no question waits for a publisher that may come some day
@@ -337,7 +340,7 @@ class Subscriber:
         self._backlog = []
         self._backlog_since = 0.0
 
-    def _open(self, kind: int, credentials: tuple[bytes, bytes] | None) -> zmq.Socket[bytes]:
+    def _open(self, kind: int, keys: str | Path | None) -> zmq.Socket[bytes]:
         end: zmq.Socket[bytes] = self._context.socket(kind)
         end.maxmsgsize = _MAX_FRAME
         end.reconnect_ivl_max = 1_000  # ms
@@ -348,14 +351,6 @@ class Subscriber:
         end.tcp_keepalive_cnt = 2
         end.tcp_maxrt = 6_000  # ms
         end.ipv6 = "://[" in self.endpoint
-        if credentials is not None:
-            server, secret = credentials
-            end.curve_serverkey = server
-            end.curve_secretkey = secret
-            end.curve_publickey = zmq.curve_public(secret)
+        if keys is not None:
+            authenticate(end, Path(keys))
         return end
-
-
-def _read_keys(folder: Path) -> tuple[bytes, bytes]:
-    """Read the publisher's public key and this client's secret one."""
-    return read_key(folder / "feed.key"), read_key(folder / "client.secret")
