@@ -22,7 +22,7 @@ LADDER: dict[Kind, tuple[Tier, ...]] = {
 """Tiers of each kind, cheap to good. The first of a kind needs no worker: the dispatcher answers it itself."""
 
 
-class Request(msgspec.Struct, frozen=True, eq=False):
+class Request(msgspec.Struct, frozen=True, eq=False, tag=True):
     """One kind of result, wanted for one decision.
 
     ``id`` counts requests of a session from 1. ``key`` stimulus key; ``repetitions`` behind the evidence. ``due`` LSL
@@ -59,7 +59,7 @@ class Result(msgspec.Struct, frozen=True):
     wanted: int = 1
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, tag=True):
     """A result for the request ``id``, or, where ``partial``, what there is of it so far.
 
     ``tier`` that made it, ``worker`` in which, "" for the dispatcher. ``started`` and ``finished`` LSL clock.
@@ -74,7 +74,7 @@ class Answer(msgspec.Struct, frozen=True):
     partial: bool = False
 
 
-class Drop(msgspec.Struct, frozen=True):
+class Drop(msgspec.Struct, frozen=True, tag=True):
     """The request ``id`` ends without a result, for ``reason``."""
 
     id: int
