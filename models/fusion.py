@@ -1,6 +1,7 @@
-"""Visual side of HVF: "Learning Brain Representation with Hierarchical Visual Embeddings", ICLR 2026.
+"""Visual side of HVF, and the projector that leads from it into a diffusion model.
 
-As in ssshamiii/Brain-HIVE@f06db69, main/models_clip.py.
+"Learning Brain Representation with Hierarchical Visual Embeddings", ICLR 2026. As in ssshamiii/Brain-HIVE@f06db69,
+main/models_clip.py and main/models_adapter.py.
 Shapes: B batch, D embedding, E encoders, w_e width of the features of one.
 """
 
@@ -46,4 +47,28 @@ class FusionEncoder(nn.Module):
         """Features of each encoder, (B, ...) with w_e numbers per row, by name -> (B, D), not normalised."""
         z = sum(layer(features[name].flatten(1)) for name, layer in self.align.items())
         y: Tensor = self.norm(z + self.outer(self.dropout(nnf.gelu(self.inner(z)))))
+        return y
+
+
+class PriorProjector(nn.Module):
+    """phi_c of the Fusion Prior with its shortcut: ``z_c = z_f + W2 GELU(W1 z_f + b1) + b2``.
+
+    The reference calls its layer a ResNet1D without a norm; that the activation is a GELU is inferred.
+
+    Parameters
+    ----------
+    n_features : int
+        D; published 1024.
+    n_inner : int
+        Published 4096.
+    """
+
+    def __init__(self, n_features: int = 1024, n_inner: int = 4096) -> None:
+        super().__init__()
+        self.inner = nn.Linear(n_features, n_inner)
+        self.outer = nn.Linear(n_inner, n_features)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """Fused features (B, D) -> what the adapter of the diffusion model is given (B, D)."""
+        y: Tensor = fused + self.outer(nnf.gelu(self.inner(fused)))
         return y

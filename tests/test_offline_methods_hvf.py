@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -12,6 +13,7 @@ from textbook import without_dropout
 from torch import Tensor
 
 from offline.fit import Batch
+from offline.generation.prior import FusionPrior, Prior, PriorMeta, PriorSettings, write
 from offline.methods.hvf import HvfLearner, HvfSettings
 from offline.methods.network import Shapes
 from streamdec.errors import ConfigError
@@ -144,3 +146,56 @@ def test_wrong_features_and_settings() -> None:
             HvfLearner(HvfSettings(), wrong)
     with pytest.raises(ConfigError, match="1 or more"):
         HvfSettings(n_inner=0)
+
+
+def _prior(folder: Path, **changes: int) -> str:
+    """A Fusion Prior of random weights."""
+    torch.manual_seed(5)
+    settings = PriorSettings(**({"n_dims": 6, "n_inner": 5, "n_projector": 4} | changes))
+    widths = {name: math.prod(shape) for name, shape in WIDTHS.items()}
+    network = FusionPrior(widths, settings)
+    meta = PriorMeta(
+        model="none",
+        settings=settings,
+        seed=0,
+        encoders={name: name for name in WIDTHS},
+        widths=widths,
+        features={},
+        latents="",
+        n_images=0,
+        loss=0.0,
+        commit="",
+        versions={},
+    )
+    write(folder, network, {}, {}, meta)
+    return str(folder)
+
+
+def test_frozen_prior(tmp_path: Path) -> None:
+    """The prior's fusion is taken, never trained, and has no dropout; what is trained is the brain's side."""
+    made = learner(prior=_prior(tmp_path)).float()
+    made.begin(None)  # type: ignore[arg-type]
+    wanted = Prior(tmp_path).network.fusion.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in made.fusion.state_dict().items())
+    made.train()
+    assert made.network.training
+    assert not made.fusion.training
+    given = batch()
+    given = dataclasses.replace(
+        given, epochs=given.epochs.float(), targets={name: array.float() for name, array in given.targets.items()}
+    )
+    torch.testing.assert_close(made.embed(given.targets), made.eval().embed(given.targets))
+    made.train()
+    made.loss(given).backward()
+    assert all(parameter.grad is None for parameter in made.fusion.parameters())
+    assert all(parameter.grad is not None for parameter in made.network.parameters())
+    trained = {id(parameter) for group in made.groups() for parameter in group.parameters}
+    assert not trained & {id(parameter) for parameter in made.fusion.parameters()}
+
+
+def test_prior_of_another_size(tmp_path: Path) -> None:
+    path = _prior(tmp_path, n_inner=9)
+    with pytest.raises(ConfigError, match="n_inner"):
+        learner(prior=path).begin(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="features for the prior"):
+        learner(("vae",), prior=path, n_inner=9).begin(None)  # type: ignore[arg-type]

@@ -70,6 +70,7 @@ KINDS: dict[str, Kind] = {
     "transformers_text": Kind(
         lambda what, options, items, device: Text(what, options, device), "NAME_OR_FOLDER", TextOptions, sees=False
     ),
+    "fused": Kind(lambda what, options, items, device: _fused(what, items, device), "PRIOR"),
     "vae": Kind(lambda what, options, items, device: Vae(what, options, device), "NAME_OR_FOLDER", VaeOptions),
 }
 
@@ -146,6 +147,12 @@ def encoder(name: str, items: Sequence[Item], device: str = "cpu") -> TargetEnco
         made = _through(made, name, key, value)
     made.name = name
     return made
+
+
+def _fused(path: str, items: Sequence[Item], device: str) -> TargetEncoder:
+    from .fused import Fused  # a prior's encoders are made here, and a prior needs torch
+
+    return Fused(path, lambda name: encoder(name, items, device))
 
 
 def _through(made: TargetEncoder, name: str, key: str, value: str) -> TargetEncoder:

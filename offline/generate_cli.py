@@ -1,0 +1,51 @@
+"""``streamdec-train prior`` and ``generator``: what turns embeddings into captions and pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from streamdec.config import convert, read_toml
+
+from .console import progress, tell
+
+
+def add(commands: Any, roles: Callable[[str], dict[str, Path]]) -> None:
+    """Add the commands; ``roles`` reads ROLE=FOLDER,..."""
+    prior = commands.add_parser(
+        "prior", help="images' features -> condition of a frozen diffusion model (Fusion Prior)"
+    )
+    prior.add_argument("model", metavar="NAME_OR_FOLDER", help="text-to-image pipeline of diffusers with a U-Net")
+    prior.add_argument(
+        "features", type=roles, metavar="ROLE=FEATURES[,...]", help="folders of features of one set of images"
+    )
+    prior.add_argument("latents", type=Path, metavar="LATENTS", help="features vae:MODEL@size=PIXELS of the images")
+    prior.add_argument("out", type=Path, help="folder of the prior; a killed call goes on there")
+    prior.add_argument("--config", type=Path, help="TOML, see configs/generators/; default: the published settings")
+    prior.add_argument("--seed", type=int, default=0)
+    prior.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    prior.set_defaults(run=_prior)
+
+
+def _prior(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .generation.prior import PriorSettings, fit
+    from .targets.store import Targets
+
+    settings = convert(read_toml(args.config) if args.config else {}, PriorSettings, f"config {args.config}")
+    features = {role: Targets(path) for role, path in args.features.items()}
+    with progress(err) as report:
+        made = fit(
+            args.model,
+            features,
+            Targets(args.latents),
+            args.out,
+            settings,
+            seed=args.seed,
+            device=args.device,
+            report=report,
+        )
+    tell(out, f"{args.out}: {', '.join(made.encoders)} into {made.model}, {made.n_images} images, loss {made.loss:.4f}")
