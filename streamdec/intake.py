@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from .acquire.clock import ClockSettings, Run, SampleClock
+from .acquire.counter import CounterReader, CounterSettings
 from .acquire.inlet import Inlet
 from .acquire.markers import MarkerReader, MarkerSettings, Refused, TriggerReader, TriggerSettings
 from .errors import ConfigError, StreamMismatch
@@ -37,7 +38,8 @@ class IntakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``positional`` take the bundle's channels by position, for streams without labels. ``max_interpolated_channels``
     how many of the bundle's channels may be missing or bad. ``rate_tolerance`` accepted deviation of the effective
     rate, as a fraction; a quarter of it warns. ``trigger`` take onsets from a channel of the EEG stream instead of a
-    marker stream. ``catch_up_seconds`` an epoch completed later than this after it was due is flagged "catch_up".
+    marker stream; ``counter`` a channel that counts the samples: it tells what was lost, not the stamps.
+    ``catch_up_seconds`` an epoch completed later than this after it was due is flagged "catch_up".
     """
 
     ring_seconds: float = 30.0
@@ -49,6 +51,7 @@ class IntakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clock: ClockSettings = ClockSettings()
     markers: MarkerSettings = MarkerSettings()
     trigger: TriggerSettings | None = None
+    counter: CounterSettings | None = None
     epochs: EpochSettings = EpochSettings()
     quality: QualitySettings = QualitySettings()
 
@@ -127,6 +130,7 @@ class Intake:
         self.quality = Quality(self._present, settings.quality)
         self.markers = MarkerReader(settings.markers)
         self.trigger = self._trigger_reader()
+        self._counter = self._counter_reader()
         self._channel_sd = channel_sd or {}
         self._scale_due = self.rate.to_samples(_SCALE_AFTER) if self._channel_sd else None
         self._rate_due: int | None = self.rate.to_samples(_RATE_AFTER)
@@ -158,7 +162,8 @@ class Intake:
         data = chunk.data if self._picks is None else chunk.data[self._picks]
         if self._factor is not None:
             data = data * self._factor
-        for run in self.clock.place(chunk.stamps):
+        lost = None if self._counter is None else self._counter(chunk.data[self._counter_row], chunk.stamps)
+        for run in self.clock.place(chunk.stamps, lost):
             if run.missing or run.new_segment:
                 self._discontinuity(run, chunk.arrival, out)
             self.ring.write(self.filter(data[:, run.start : run.stop]), run.times)
@@ -202,6 +207,8 @@ class Intake:
         if event.state == "found":
             if event.stream == "eeg":
                 self.clock.restart(event.reason or "reconnected")
+                if self._counter is not None:
+                    self._counter.reset()
             else:
                 self.markers.restart()
         return [Notice(event.state, event.stream, event.reason, event.arrival)]
@@ -283,11 +290,19 @@ class Intake:
     def _trigger_reader(self) -> TriggerReader | None:
         if self.settings.trigger is None:
             return None
-        channel = self.settings.trigger.channel
-        if channel not in self.eeg.ch_names:
-            raise ConfigError("trigger channel", got=repr(channel), allowed=", ".join(self.eeg.ch_names))
-        self._trigger_row = self.eeg.ch_names.index(channel)
+        self._trigger_row = self._row("trigger", self.settings.trigger.channel)
         return TriggerReader(self.settings.trigger, self.settings.markers)
+
+    def _counter_reader(self) -> CounterReader | None:
+        if self.settings.counter is None:
+            return None
+        self._counter_row = self._row("counter", self.settings.counter.channel)
+        return CounterReader(self.settings.counter, self.signal.sfreq)
+
+    def _row(self, role: str, channel: str) -> int:
+        if channel not in self.eeg.ch_names:
+            raise ConfigError(f"{role} channel", got=repr(channel), allowed=", ".join(self.eeg.ch_names))
+        return self.eeg.ch_names.index(channel)
 
     @staticmethod
     def _is_identity(picks: np.ndarray[tuple[int], np.dtype[np.intp]], n_chans: int) -> bool:

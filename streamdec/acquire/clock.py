@@ -9,11 +9,14 @@ it.
 What does not fit the line is late or lost. A stamp later than the stream has ever been late means missing samples, at
 once; a lesser shift that stays for a whole block means the same, found up to 0.2 s later. A gap that is taken back (the
 stamps after it are early again) was lateness, and is remembered as such. On exact stamps a single lost sample shows.
+
+Where a counter channel tells the losses, late stamps are lateness and nothing else.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -135,6 +138,7 @@ class SampleClock:
         self._offset_value = 0.0
         self._period = self._prior_period = 1.0 / sfreq
         self._slope_sd = self._prior_sd = _SLOPE_SD
+        self._counted = False  # a counter tells the losses
         self._known = False  # the line has been fitted; until then stamps are passed on raw
         self._jitter = 0.0
         self._lateness = 0.0  # s, of gaps that were taken back
@@ -182,13 +186,15 @@ class SampleClock:
         self._offset = None
         self._break = _Break(0, True, reason)
 
-    def place(self, stamps: Float64) -> list[Run]:
+    def place(self, stamps: Float64, lost: Sequence[tuple[int, int]] | None = None) -> list[Run]:
         """Place the next samples.
 
         Parameters
         ----------
         stamps : ndarray, shape (n,), float64
             Sender's clock, raw. A stamp that is not finite is taken for the expected one.
+        lost : sequence of (int, int), optional
+            What a counter tells: (i, m), m samples were lost just before sample i of these. None: no counter.
 
         Returns
         -------
@@ -201,8 +207,14 @@ class SampleClock:
         times = np.empty(n)
         runs: list[Run] = []
         start, cause, position = 0, _NO_BREAK, self._next
+        self._counted = lost is not None
+        losses = iter(lost or ())
+        at, missing = next(losses, (n, 0))
         i = 0
         while i < n:
+            if i == at:
+                self._skip(missing, float(stamps[at]))
+                at, missing = next(losses, (n, 0))
             if self._break is not None:
                 if i > start:
                     runs.append(Run(start, i, position, times[start:i], *cause[:3]))
@@ -210,7 +222,7 @@ class SampleClock:
                 self._resume(cause, float(stamps[i]))
                 start, position = i, self._next
             k = self._filled
-            m = min(n - i, self._block - k)
+            m = min(at - i, self._block - k)
             residuals = self._residuals[k : k + m]
             np.subtract(stamps[i : i + m], self._expected[k : k + m], out=residuals)
             if not (_largest(residuals) <= self._bound and _smallest(residuals) >= -self._bound):
@@ -257,8 +269,14 @@ class SampleClock:
             return len(residuals)
         ahead = int(found[0])
         shift = float(residuals[ahead])
+        if late[ahead] and self._counted and shift < self.settings.longest_gap:
+            self._lateness = max(self._lateness, shift)
+            self._judge()
+            return ahead
         self._forget()
-        if late[ahead]:
+        if late[ahead] and self._counted:
+            self._break = _Break(0, True, f"stamps jumped by {shift:+.3f} s, no sample lost")
+        elif late[ahead]:
             missing = nearest(shift / self._period)
             # The lost time need not be a whole number of samples: believe the stamp as far as the jitter lets one.
             believed = 1.0 / (1.0 + 12.0 * (self._jitter / self._period) ** 2)
@@ -266,6 +284,23 @@ class SampleClock:
         else:
             self._step_back(shift, ahead)
         return ahead
+
+    def _skip(self, missing: int, stamp: float) -> None:
+        """Note that a counter has skipped ``missing`` samples before the one at ``stamp``, the next.
+
+        Stamps that jump as far are believed to lie on the line; others begin a line of their own.
+        """
+        shift = missing * self._period
+        line = self._line(0) + shift
+        self.gaps += 1
+        self.missing += missing
+        if shift >= self.settings.longest_gap:
+            self._forget()
+            self._break = _Break(0, True, f"gap of {shift:.3f} s")
+        elif self._break is None or not self._break.new_segment:
+            fits = self._known and abs(stamp - line) <= self._bound
+            self._forget()
+            self._break = _Break(missing, False, f"{missing} samples missing", line if fits else None)
 
     def _lose(self, missing: int, shift: float, ahead: int) -> None:
         """Note that samples are missing before the one ``ahead`` of the next; the line moves by ``shift`` s."""
@@ -323,7 +358,9 @@ class SampleClock:
         expected, shift = self._line(0), (low + high) / 2
         if self._known and (low > limit or high < -limit):
             self._forget()
-            if shift > 0:
+            if shift > 0 and self._counted:
+                self._break = _Break(0, True, f"stamps moved by {shift:+.3f} s, no sample lost")
+            elif shift > 0:
                 self._lose(nearest(shift / self._period), shift, 0)
             else:
                 self._step_back(shift, 0)
