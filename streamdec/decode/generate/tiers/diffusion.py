@@ -115,7 +115,6 @@ class DiffusionTier:
 
         try:
             with torch.inference_mode():
-                self._clean = None
                 latents = self._pipe(
                     **self._prompt,
                     height=self._spec.size,
@@ -230,9 +229,11 @@ def _scheduler(spec: Diffusion, folder: Path) -> Any:
     config = json.loads((folder / _SCHEDULER).read_text(encoding="utf-8"))
     name = spec.scheduler or config.get("_class_name", "")
     kind: Any = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    known: Any = diffusers.SchedulerMixin
+    if not (isinstance(kind, type) and issubclass(kind, known)):
         raise BundleError("diffusion scheduler", got=repr(name), allowed="a scheduler class of diffusers")
-    return kind.from_config(config)
+    scheduler: Any = kind
+    return scheduler.from_config(config)
 
 
 def _adapt(pipe: Any, spec: Diffusion, data: bytes, width: int) -> None:
