@@ -6,6 +6,7 @@ holds the first unit and all that goes before and after the units, ``each`` is o
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import deque
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import EngineError
+from ...errors import ConfigError, EngineError
 from .job import Tier
 
 SCHEMA = 1
@@ -30,8 +31,8 @@ class Cost:
     Parameters
     ----------
     quantile : float
-        0..1, of each of the two parts: the smallest value that so large a share of the measurements does not exceed.
-        Their sum errs to the dear side.
+        Above 0, up to 1, of each of the two parts: the smallest value that so large a share of the measurements does
+        not exceed. Their sum errs to the dear side.
     newest : int
         Measurements that count.
     first, each : sequence of float
@@ -41,6 +42,10 @@ class Cost:
     def __init__(
         self, quantile: float = 0.95, newest: int = 64, first: Sequence[float] = (), each: Sequence[float] = ()
     ) -> None:
+        if not 0 < quantile <= 1:
+            raise ConfigError("quantile of the costs", got=quantile, allowed="above 0, up to 1")
+        if newest < 1:
+            raise ConfigError("measurements of a cost", got=newest, allowed="1 or more")
         self.quantile = quantile
         self._first = deque(first, newest)
         self._each = deque(each, newest)
@@ -173,7 +178,8 @@ class Costs:
             partial.write_bytes(msgspec.json.encode(_File(SCHEMA, self.generator, entries)))
             partial.replace(self.path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise EngineError(f"{self.path} cannot be written", got=error.strerror) from error
 
     def _read(self) -> list[_Entry]:
