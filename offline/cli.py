@@ -15,7 +15,7 @@ from rich.table import Table
 from streamdec.config import read_toml
 from streamdec.errors import ConfigError, StreamdecError
 
-from . import generate_cli, prepare_cli, sweep_cli
+from . import generate_cli, judge_cli, prepare_cli, sweep_cli
 from .console import progress, tell
 from .methods.registry import NAMES, method
 from .targets.registry import NAMES as TARGETS
@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     sweep_cli.add(commands)
+    judge_cli.add(commands)
     generate_cli.add(commands, _roles)
 
     export = commands.add_parser("export", help="a run -> a bundle that streamdec serve loads")

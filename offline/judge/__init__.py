@@ -1,0 +1,1 @@
+"""Captions and pictures beside what was shown."""

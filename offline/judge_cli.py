@@ -1,0 +1,89 @@
+"""``streamdec-train judge``: how good captions and pictures are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from streamdec.errors import DataError
+
+from .console import progress, tell
+
+if TYPE_CHECKING:
+    from .judge.verdict import Verdict
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    judge = commands.add_parser("judge", help="captions and pictures beside what was shown, with controls")
+    judge.add_argument(
+        "results", type=Path, help="folder with results.tsv (by, key, label, caption, picture), or a recorded session"
+    )
+    judge.add_argument(
+        "--truth", required=True, help="prepared store whose test items were shown; world, world:SEED: the simulated"
+    )
+    judge.add_argument(
+        "--captions", type=Path, help="sentences about the stimuli of a store: id, caption (.tsv, .json)"
+    )
+    judge.add_argument("--figures", default="", metavar="NAME[,...]", help="default: all that can be had here")
+    judge.add_argument("--weights", type=Path, help="folder of the networks' weights; default: the caches")
+    judge.add_argument(
+        "--bert", default="roberta-large", metavar="NAME_OR_FOLDER", help="of BERTScore (default: roberta-large)"
+    )
+    judge.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    judge.add_argument("--out", type=Path, metavar="JSON", help="write the figures there too")
+    judge.set_defaults(run=_judge)
+
+
+def _judge(args: argparse.Namespace, out: Console, err: Console) -> None:
+    import msgspec
+
+    from .checkpoint import replace
+    from .judge import results, truth, verdict
+    from .judge.gauges import Options
+
+    made = results.read(args.results)
+    options = Options(
+        frozenset(name.strip() for name in args.figures.split(",") if name.strip()),
+        args.weights,
+        args.bert,
+        args.device,
+    )
+    with progress(err) as report:
+        found = verdict.judge(made, truth.open_truth(args.truth, args.captions), options, report)
+    _show(out, found)
+    if args.out:
+        try:
+            replace(args.out, msgspec.json.format(msgspec.json.encode(found), indent=2))
+        except OSError as error:
+            raise DataError(f"{args.out} cannot be written", got=error.strerror) from error
+
+
+def _show(out: Console, found: Verdict) -> None:
+    data = "simulated data" if found.simulated else "data"
+    for kind in ("caption", "picture"):
+        rows = [one for one in found.judgements if one.kind == kind]
+        if not rows:
+            continue
+        # Figures down, makers across: there are more figures than a line holds.
+        table = Table(
+            "",
+            *("\n".join(filter(None, (one.by, one.control))) for one in rows),
+            title=f"{kind}s of {data} {found.truth}",
+            caption="mean over stimuli ± its standard error; ↓ better the lower",
+        )
+        table.add_row("stimuli", *(str(one.n_stimuli) for one in rows))
+        table.add_row("repeats", *(str(one.n_repeats) for one in rows), end_section=True)
+        for name in dict.fromkeys(name for one in rows for name in one.figures):
+            cells = (one.figures.get(name) for one in rows)
+            table.add_row(
+                f"{name} ↓" if name in found.lower else name,
+                *("" if cell is None else f"{cell.value:.3f} ± {cell.error:.3f}" for cell in cells),
+            )
+        out.print(table)
+    for what, why in found.missing.items():
+        tell(out, f"not there: {what}: {why}")
