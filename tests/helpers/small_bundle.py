@@ -50,6 +50,8 @@ def write_bundle(
     channel_sd: dict[str, float] | None = None,
     weights: np.ndarray | None = None,
     offline_only: str = "",
+    space: str = "",
+    thumbnails: dict[str, bytes] | None = None,
 ) -> Path:
     """A bundle whose encoder finds each of the patterns in an epoch."""
     signal = Signal(NAMES, SFREQ, TMIN, TMAX, filters=filters, steps=(Baseline(TMIN, 0.0),))
@@ -80,8 +82,10 @@ def write_bundle(
         evidence=evidence,
         budgets={"retrieval": 0.05},
         offline_only=offline_only,
+        space=space,
     )
-    return bundle.write(path, manifest, {}, Gallery(targets, ids, [f"image {i}" for i in range(N_IMAGES)]), encoders)
+    gallery = Gallery(targets, ids, [f"image {i}" for i in range(N_IMAGES)])
+    return bundle.write(path, manifest, {}, gallery, encoders, thumbnails)
 
 
 def eeg_info(**changes: object) -> StreamInfo:

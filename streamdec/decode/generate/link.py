@@ -97,7 +97,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Unable(msgspec.Struct, frozen=True, tag=True):
-    """From a worker: it can never serve, for ``reason``, and ends."""
+    """From a worker, or from the dispatcher, ``name`` "": it can never serve, for ``reason``, and ends."""
 
     name: str
     reason: str
@@ -137,9 +137,13 @@ class Notice(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """To the hot loop: each worker is warm or has failed once. ``listening`` where others may join, "" for nowhere."""
+    """To the hot loop: each worker is warm or has failed once.
+
+    ``listening`` where others may join, "" for nowhere; ``reads_epoch`` a tier does, beside the embedding.
+    """
 
     listening: str = ""
+    reads_epoch: bool = False
 
 
 class Close(msgspec.Struct, frozen=True, tag=True):
@@ -147,7 +151,7 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 
 
 ToDispatcher: TypeAlias = Request | Close
-ToLoop: TypeAlias = Answer | Drop | Notice | Ready | Beat
+ToLoop: TypeAlias = Answer | Drop | Notice | Ready | Unable | Beat
 ToWorker: TypeAlias = Job | Cancel | Introduce | Quit | Beat
 FromWorker: TypeAlias = Hello | Unable | Progress | Done | Failed | Beat
 

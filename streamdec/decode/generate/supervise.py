@@ -1,0 +1,168 @@
+"""Processes that are started again when they die, ever later while they go on dying, and never outlive their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+FIRST, LONGEST = 0.5, 30.0
+"""Seconds before a restart: the first, and the longest."""
+GOOD = 60.0
+"""Seconds of life after which the past is forgotten."""
+UNABLE = 2
+"""Exit status of a process that would only fail again."""
+
+_TAIL = 4096  # bytes kept of what it says
+
+
+class BackOff:
+    """How long to wait before a restart: half a second, doubled each time, up to half a minute."""
+
+    def __init__(self) -> None:
+        self._next = FIRST
+
+    def after(self, lived: float) -> float:
+        """Tell how many seconds to wait after a life of ``lived`` seconds."""
+        if lived >= GOOD:
+            self._next = FIRST
+        wait, self._next = self._next, min(2 * self._next, LONGEST)
+        return wait
+
+
+class Keeper:
+    """Keeps one of our programs running: ``python -P -m MODULE PLAN``, which lives as long as its stdin is open.
+
+    Parameters
+    ----------
+    module : str
+        The program.
+    plan : Struct
+        Its argument, as JSON.
+    threads : int
+        Of the numeric libraries in it.
+    said : callable, optional
+        Takes each line that it writes to stderr.
+
+    Attributes
+    ----------
+    due : float
+        When it is to be started (again), by the caller's clock; infinity while it runs, or shall not run any more.
+    """
+
+    def __init__(
+        self, module: str, plan: msgspec.Struct, threads: int = 1, said: Callable[[str], None] | None = None
+    ) -> None:
+        self.due = 0.0
+        self._command = [sys.executable, "-P", "-m", module, msgspec.json.encode(plan).decode()]
+        self._threads, self._said = threads, said
+        self._process: subprocess.Popen[bytes] | None = None
+        self._back_off = BackOff()
+        self._started = 0.0
+        self._tail = b""
+        self._line = b""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, None where there is none."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def descriptor(self) -> int | None:
+        """Becomes readable when the process says something, or ends; None where there is none."""
+        return None if self._process is None or self._process.stderr is None else self._process.stderr.fileno()
+
+    def start(self, now: float) -> None:
+        """Start it. In a session of its own: a Ctrl-C is for the parent alone."""
+        assert self._process is None
+        self._process = spawn(self._command, self._threads, subprocess.PIPE)
+        assert self._process.stderr is not None
+        os.set_blocking(self._process.stderr.fileno(), False)
+        self._started, self.due = now, float("inf")
+        self._tail = self._line = b""
+
+    def ended(self, now: float) -> str | None:
+        """Tell, once, why it has ended; None while it runs. From then on :attr:`due` says when to start it again."""
+        if self._process is None:
+            return None
+        self._listen(self._process)
+        status = self._process.poll()
+        if status is None:
+            return None
+        self._listen(self._process)
+        self._release(self._process)
+        self.due = float("inf") if status == UNABLE else now + self._back_off.after(now - self._started)
+        return reason(status, self._tail)
+
+    def kill(self) -> None:
+        """End it at once; :meth:`ended` will tell."""
+        if self._process is not None:
+            self._process.kill()
+
+    def let_go(self) -> None:
+        """Tell it to end, by closing its stdin."""
+        self.due = float("inf")
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def close(self, timeout: float) -> None:
+        """End it: gently, and after ``timeout`` seconds by force. Idempotent."""
+        self.let_go()
+        if self._process is None:
+            return
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._release(self._process)
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        while True:
+            try:
+                said = os.read(process.stderr.fileno(), 65_536)
+            except BlockingIOError:
+                return
+            if not said:
+                return
+            self._tail = (self._tail + said)[-_TAIL:]
+            if self._said is not None:
+                *lines, self._line = (self._line + said)[-_TAIL:].split(b"\n")
+                for line in lines:
+                    self._said(line.decode("utf-8", "replace"))
+
+    def _release(self, process: subprocess.Popen[bytes]) -> None:
+        for end in (process.stdin, process.stderr):
+            if end is not None:
+                end.close()
+        self._process = None
+
+
+def spawn(command: Sequence[str], threads: int, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a program of this package that imports nothing of the caller's, in a session of its own."""
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    libraries = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return subprocess.Popen(  # noqa: S603 - our own program
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env={**os.environ, **libraries, "PYTHONPATH": os.pathsep.join(paths)},
+        start_new_session=True,
+    )
+
+
+def reason(status: int, tail: bytes = b"") -> str:
+    """Say why a process ended, from its exit status and the last it wrote."""
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"ended by {name}{', out of memory?' if name == 'SIGKILL' else ''}"
+    lines = [line for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
+    last = " ".join("".join(c if c.isprintable() else " " for c in lines[-1]).split())[:300] if lines else ""
+    return f"ended with status {status}{f': {last}' if last else ''}"

@@ -1,0 +1,321 @@
+"""The worker process: opens the tiers of one kind, warms up, and does one request at a time.
+
+Its main thread works. A second one holds the line to the dispatcher: it sends a beat twice a second whatever the main
+thread is at, takes in what is to be done and what is to be stopped, and dials again when the dispatcher falls silent.
+A third one ends the process when its stdin does, that is, when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import importlib
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from ...errors import ConfigError, EngineError, StreamdecError
+from .generator import open_generator
+from .job import LADDER, Kind, Result
+from .link import (
+    MAX_IMAGE,
+    Beat,
+    Cancel,
+    Card,
+    Done,
+    Failed,
+    FromWorker,
+    Hello,
+    Introduce,
+    Job,
+    Line,
+    Progress,
+    Quit,
+    ToWorker,
+    Unable,
+    Waiter,
+)
+from .spec import Generator
+from .supervise import UNABLE
+from .tiers.base import Worked
+
+BEAT = 0.5
+"""Seconds between two beats."""
+SILENCE = 3.0
+"""Seconds without a beat after which the other side is taken to be gone."""
+OPENS = "streamdec.decode.generate.tiers.base:open_tiers"
+
+_SHOW = 0.05  # seconds between two reports of progress
+_RUNS, _MEASURE = 5, 1.0  # of the warm-up: so many runs of a tier are measured, or so many seconds
+_FAREWELL = 1.0  # seconds for the last words to leave
+_VICTIM = 500  # of 1000: where memory runs out, the system ends a worker before anything else
+
+
+class WorkerPlan(msgspec.Struct, frozen=True):
+    """What a worker is told.
+
+    ``generator`` folder; ``endpoint`` of the dispatcher and ``keys`` folder, "" for none; ``opens`` ``module:function``
+    that loads its tiers, as :func:`~.tiers.base.open_tiers` does.
+    """
+
+    name: str
+    kind: Kind
+    generator: str
+    endpoint: str
+    keys: str = ""
+    device: str = "cpu"
+    threads: int = 1
+    opens: str = OPENS
+
+
+class _Task:
+    """A job, when it came, and whether it is to be stopped."""
+
+    def __init__(self, job: Job, came: float) -> None:
+        self.job, self.until = job, came + job.seconds
+        self.stop = threading.Event()
+
+
+class Post(threading.Thread):
+    """The thread that holds the line.
+
+    Attributes
+    ----------
+    tasks : queue
+        What is to be done.
+    """
+
+    def __init__(self, plan: WorkerPlan, say: Callable[[str], None]) -> None:
+        super().__init__(daemon=True)
+        self.tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._plan, self._say = plan, say
+        self._line: Line[ToWorker] = Line(plan.endpoint, ToWorker, "worker", Path(plan.keys) if plan.keys else None)
+        self._out: deque[FromWorker] = deque()
+        self._bell, self._door = socket.socketpair()
+        for end in (self._bell, self._door):
+            end.setblocking(False)
+        self._hello: Hello | None = None
+        self._open: list[_Task] = []  # not done yet
+        self._ending = False
+
+    def send(self, message: FromWorker) -> None:
+        """Have a message sent. The first Hello is kept: it is said again to whoever asks."""
+        if isinstance(message, Hello):
+            self._hello = message
+        self._out.append(message)
+        self._ring()
+
+    def done(self, task: _Task) -> None:
+        """A task is over."""
+        self._open.remove(task)
+
+    def finish(self) -> None:
+        """Send what is left, and let go of the line."""
+        self._ending = True
+        self._ring()
+        self.join(2 * _FAREWELL)
+
+    def run(self) -> None:
+        """Hold the line."""
+        waiter, heard, beat, met = Waiter(), time.monotonic(), 0.0, False
+        waiter.add(self._line)
+        waiter.add(self._door.fileno())
+        while not self._ending:
+            waiter.wait(beat - time.monotonic())
+            while self._rung():
+                pass
+            now = time.monotonic()
+            while (message := self._line.receive()) is not None:
+                heard = now
+                if not met:
+                    met = True
+                    self._say(f"in touch with the session at {self._plan.endpoint}")
+                self._take(message, now)
+            self._empty()
+            if now >= beat:
+                beat = now + BEAT
+                self._line.send(Beat())
+            if now - heard > SILENCE:
+                heard = now
+                waiter.remove(self._line)
+                self._line.redial()
+                waiter.add(self._line)
+                if met:
+                    met = False
+                    self._say(f"the session at {self._plan.endpoint} is silent; dialling again")
+        self._empty()
+        self._line.close(_FAREWELL)
+
+    def _empty(self) -> None:
+        while self._out:
+            self._line.send(self._out.popleft())
+
+    def _take(self, message: ToWorker, now: float) -> None:
+        match message:
+            case Job():
+                task = _Task(message, now)
+                self._open.append(task)
+                self.tasks.put(task)
+            case Cancel():
+                for task in list(self._open):
+                    if task.job.request.id == message.id:
+                        task.stop.set()
+            case Introduce():
+                for task in list(self._open):
+                    task.stop.set()
+                if self._hello is not None:
+                    self._out.append(self._hello)
+            case Quit():
+                self._say(message.reason)
+                os._exit(1 if message.again else UNABLE)
+            case Beat():
+                pass
+
+    def _ring(self) -> None:
+        with suppress(BlockingIOError):  # it has been rung often enough
+            self._bell.send(b"!")
+
+    def _rung(self) -> bool:
+        try:
+            return bool(self._door.recv(4096))
+        except BlockingIOError:
+            return False
+
+
+def fingerprint(manifest: Generator) -> str:
+    """Name what makes the results of a generator: its files. Where it keeps models elsewhere may differ by machine."""
+    return hashlib.sha256(msgspec.json.encode(sorted(manifest.files.items()))).hexdigest()
+
+
+def run(plan: WorkerPlan, post: Post) -> int:
+    """Open the tiers, warm up, and work; return the exit status where they cannot be had."""
+    try:
+        generator = open_generator(plan.generator)
+        module, _, function = plan.opens.partition(":")
+        opens = getattr(importlib.import_module(module), function)
+        tiers = cast(list[Worked], opens(generator, plan.kind, plan.device, plan.threads))
+        if not tiers:
+            raise ConfigError(f"generator {plan.generator}", got="no tier", allowed=" or ".join(LADDER[plan.kind][1:]))
+        cards = []
+        for tier in tiers:
+            tier.warm_up()
+            cards.append(measure(tier))
+    except StreamdecError as error:
+        post.send(Unable(plan.name, str(error)))
+        return UNABLE
+    gc.collect()
+    gc.freeze()
+    hello = Hello(
+        plan.name, plan.kind, fingerprint(generator.manifest), plan.device, socket.gethostname(), tuple(cards)
+    )
+    post.send(hello)
+    known = {tier.name: tier for tier in tiers}
+    while True:
+        task = post.tasks.get()
+        id_ = task.job.request.id
+        try:
+            if task.job.tier not in known:
+                raise EngineError(f"tier {task.job.tier}", allowed=", ".join(known))
+            post.send(Done(id_, work(known[task.job.tier], task, post.send)))
+        except EngineError as error:
+            post.send(Failed(id_, str(error)))
+        except Exception as error:  # whatever it is, the next job may meet what it left behind: begin anew
+            post.send(Failed(id_, f"{type(error).__name__}: {error}"))
+            raise
+        finally:
+            post.done(task)
+
+
+def work(tier: Worked, task: _Task, send: Callable[[FromWorker], None]) -> Result:
+    """Do one task."""
+    id_, due = task.job.request.id, 0.0
+
+    def progress(result: Result, units: int) -> bool:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due and len(result.image) <= MAX_IMAGE:
+            due = now + _SHOW
+            send(Progress(id_, msgspec.structs.replace(result, units=units)))
+        return not task.stop.is_set()
+
+    result = tier.run(task.job.request, task.job.units, task.until, time.monotonic, progress)
+    if len(result.image) > MAX_IMAGE:
+        raise EngineError(f"picture by {tier.name}", got=f"{len(result.image)} bytes", allowed=f"up to {MAX_IMAGE}")
+    return result
+
+
+def measure(tier: Worked) -> Card:
+    """Run a tier on its example, with the most units, and note what that costs."""
+    runs: list[tuple[float, int, float | None]] = []
+    end = time.monotonic() + _MEASURE
+    while not runs or (len(runs) < _RUNS and time.monotonic() < end):
+        stamps: list[float] = []
+
+        def progress(result: Result, units: int, stamps: list[float] = stamps) -> bool:
+            stamps.append(time.monotonic())
+            return True
+
+        began = time.monotonic()
+        result = tier.run(tier.example, tier.units[1], float("inf"), time.monotonic, progress)
+        seconds = time.monotonic() - began
+        each = (stamps[-1] - stamps[0]) / (len(stamps) - 1) if len(stamps) > 1 else None
+        runs.append((seconds, max(1, result.units), each))
+    return Card(tier.name, tier.units, tuple(runs))
+
+
+def step_back() -> None:
+    """Run only when nothing else wants the processor; be the first to go where memory runs out; die with the parent.
+
+    Before torch is imported: its threads inherit it.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: also when a library hangs with Python's lock held
+        Path("/proc/self/oom_score_adj").write_text(str(_VICTIM), encoding="ascii")
+
+
+def main() -> int:
+    """Run as ``python -m streamdec.decode.generate.worker PLAN``, until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    step_back()
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(0)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - its parent listens
+
+    threading.Thread(target=watch, daemon=True).start()
+    plan = msgspec.json.decode(sys.argv[1], type=WorkerPlan)
+    try:
+        post = Post(plan, say)
+    except ConfigError as error:
+        say(str(error))
+        return UNABLE
+    post.start()
+    try:
+        return run(plan, post)
+    finally:
+        post.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
