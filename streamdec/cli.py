@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--eeg", metavar="QUERY", help=f"EEG stream: {_QUERY}")
     serve.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
     serve.add_argument("--record", type=Path, metavar="FILE.xdf", help="record what comes in and goes out")
+    serve.add_argument(
+        "--generator", type=Path, metavar="FOLDER", help="make captions and pictures with this generator"
+    )
     _feed_options(serve)
 
     replay = command(
@@ -137,6 +140,8 @@ def _config(options: argparse.Namespace) -> Any:
         config = replace(config, bundle=options.bundle)
     if getattr(options, "record", None):
         config = replace(config, record=str(options.record))
+    if getattr(options, "generator", None):
+        config = replace(config, generate=replace(config.generate, generator=str(options.generator)))
     for role in ("eeg", "markers"):
         if getattr(options, role, None):
             query = _query(getattr(options, role), StreamQuery)

@@ -12,6 +12,7 @@ from .acquire.lsl import StreamQuery
 from .decode.compiled import CompiledKind
 from .decode.engine import Device
 from .decode.evidence import EvidenceSettings
+from .decode.generate.client import GenerateSettings
 from .errors import ConfigError
 from .feed.publisher import FeedSettings
 from .intake import IntakeSettings
@@ -63,7 +64,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole live side: one table per part.
 
-    ``bundle``, ``record`` (what to write), ``feed.keys`` and ``engine.cache`` are relative to the config's folder.
+    ``bundle``, ``record`` (what to write), ``feed.keys``, ``engine.cache``, ``generate.generator``, ``generate.keys``
+    and ``generate.costs`` are relative to the config's folder.
     """
 
     bundle: str = ""
@@ -74,6 +76,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evidence: EvidenceSettings = EvidenceSettings()
     session: SessionSettings = SessionSettings()
     feed: FeedSettings = FeedSettings()
+    generate: GenerateSettings = GenerateSettings()
 
 
 def load(path: Path | None) -> Config:
@@ -87,8 +90,13 @@ def load(path: Path | None) -> Config:
     if path is None:
         return Config()
     fields = read_toml(path)
-    feed, engine = fields.get("feed"), fields.get("engine")
-    for table, key in ((fields, "bundle"), (fields, "record"), (feed, "keys"), (engine, "cache")):
+    paths = {
+        "": ("bundle", "record"),
+        "feed": ("keys",),
+        "engine": ("cache",),
+        "generate": ("generator", "keys", "costs"),
+    }
+    for table, key in ((fields.get(name) if name else fields, key) for name, keys in paths.items() for key in keys):
         if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
             table[key] = str(path.parent / table[key])
     return convert(fields, Config, f"config {path}")

@@ -22,10 +22,12 @@ from .decode.bundle import Bundle
 from .decode.compiled import CompiledEngine, cache_folder, slot
 from .decode.engine import Engine, OnnxEngine
 from .decode.evidence import Evidence
+from .decode.generate.client import Client, plan, tell
 from .decode.manifest import Head
 from .errors import ConfigError, EngineError, StreamdecError
 from .feed.publisher import Publisher
 from .feed.schema import Counts
+from .generation import BUDGETS, Generation
 from .intake import Intake
 from .session import MemoryOutlet, Outlet, Session, Tape, run
 from .types import StreamInfo
@@ -93,13 +95,52 @@ def session(
     encoders: dict[float, Engine],
     clock: Callable[[], float] = local_clock,
     tape: Tape | None = None,
+    generation: Generation | None = None,
 ) -> Session:
     """A session on an EEG stream."""
     manifest = bundle.manifest
     horizons = tuple(head.horizon for head in manifest.heads)
     intake = Intake(manifest.signal, eeg, config.intake, horizons, manifest.channel_sd)
     evidence = Evidence(manifest.evidence, manifest.heads, config.evidence)
-    return Session(bundle, intake, encoders, evidence, outlet, clock, tape, config.session)
+    return Session(bundle, intake, encoders, evidence, outlet, clock, tape, config.session, generation)
+
+
+def generate(
+    bundle: Bundle,
+    config: Config,
+    stack: ExitStack,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = local_clock,
+) -> tuple[Generation, list[str]] | None:
+    """Start and warm up what generates captions and reconstructions; it ends with the stack.
+
+    Returns
+    -------
+    Generation and list of str, or None
+        With what is not as it was asked for; None where the config names no generator.
+
+    Raises
+    ------
+    BundleError
+        The generator cannot be used, or not with this bundle.
+    """
+    settings = config.generate
+    if not settings.generator:
+        return None
+    asked = plan(settings, bundle.path)
+    if not settings.costs:
+        asked = msgspec.structs.replace(asked, costs=str(cache_folder().parent / "costs"))
+    client = Client(asked, clock)
+    stack.callback(client.close)
+    say(f"waiting for the workers of generator {Path(settings.generator).name} to load and warm up")
+    client.open(settings.wait, say)
+    if client.listening:
+        say(f"workers may join at {client.listening}")
+    budgets = {
+        kind: settings.of(kind).budget or bundle.manifest.budgets.get(kind, budget) for kind, budget in BUDGETS.items()
+    }
+    missing = [tell(notice) for notice in client.workers.values() if notice.state != "ready"]
+    return Generation(client, budgets, clock), missing
 
 
 def serve(config: Config, ready: Callable[[str], None]) -> Counts:
@@ -121,6 +162,9 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
         stopped = stack.enter_context(until_signal())
         outlet = Publisher(config.feed, session_id)
         stack.callback(outlet.close)
+        generating = generate(bundle, config, stack, ready)
+        if generating is not None:
+            warnings += generating[1]
         inlet = LslInlet(
             config.inlet.eeg, None if config.intake.trigger else config.inlet.markers, stall=config.inlet.stall
         )
@@ -132,7 +176,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
             description = msgspec.json.encode(about).decode()
             tape = Recorder(Path(config.record), inlet.eeg, inlet.markers, session_id, description)
             stack.callback(tape.close, 2.0)
-        live = session(bundle, inlet.eeg, outlet, config, encoders, tape=tape)
+        live = session(bundle, inlet.eeg, outlet, config, encoders, tape=tape, generation=generating and generating[0])
         # What lives now lives until the end: keep the collector from walking through it in the loop.
         gc.collect()
         gc.freeze()

@@ -22,6 +22,7 @@ from .decode.gallery import Gallery, rank, top
 from .errors import EngineError
 from .feed import schema
 from .feed.publisher import Buffer
+from .generation import Generation, Outgoing
 from .intake import Intake, Notice
 from .telemetry import Telemetry, resident_bytes
 from .types import Candidate, Chunk, Ended, Epoch, Event, Float32, Marker, Onset, Outcome, StreamInfo
@@ -103,6 +104,8 @@ class Session:
         LSL clock, seconds; used for latencies alone.
     tape : Tape, optional
     settings : SessionSettings
+    generation : Generation, optional
+        Captions and reconstructions of each final decision.
     """
 
     def __init__(
@@ -115,7 +118,9 @@ class Session:
         clock: Callable[[], float],
         tape: Tape | None = None,
         settings: SessionSettings = SessionSettings(),  # noqa: B008 - frozen
+        generation: Generation | None = None,
     ) -> None:
+        self._generation = generation
         self.bundle, self.intake, self.evidence = bundle, intake, evidence
         self.gallery: Gallery = bundle.gallery
         self._engines, self._outlet, self._clock, self._tape, self._settings = engines, outlet, clock, tape, settings
@@ -132,6 +137,9 @@ class Session:
     def start(self, eeg: StreamInfo, markers: StreamInfo | None) -> None:
         """Say what this session is: its bundle, its streams, its gallery."""
         manifest = self.bundle.manifest
+        budgets = {"retrieval": self._budget}
+        if self._generation is not None:
+            budgets |= {str(kind): budget for kind, budget in self._generation.budgets.items()}
         self._publish(
             schema.Session(
                 state="started",
@@ -141,7 +149,7 @@ class Session:
                 eeg=eeg,
                 markers=markers,
                 simulated=manifest.simulated,
-                budgets={"retrieval": self._budget},
+                budgets=budgets,
             )
         )
         self._publish_gallery()
@@ -175,10 +183,12 @@ class Session:
         if event.arrival >= self._stats_due:
             self._stats_due = event.arrival + _STATS_EVERY
             self._second()
-        self._outlet.serve()
+        self.idle()
 
     def idle(self) -> None:
-        """Nothing came in: answer who asks."""
+        """Nothing came in: say what was generated meanwhile, answer who asks."""
+        if self._generation is not None:
+            self._say(self._generation.take())
         self._outlet.serve()
 
     def close(self, reason: str) -> schema.Counts:
@@ -189,6 +199,9 @@ class Session:
         """
         for ended in self.intake.close(self._now):
             self._end(ended.onset, ended.outcome, ended.reason)
+        if self._generation is not None:
+            self._say(self._generation.finish())
+            self._stats()
         counts = self.counts()
         assert counts.onsets == sum(self._ends.values()), counts
         self._publish(schema.Session(state="ended", time=self._clock(), reason=reason, counts=counts))
@@ -269,6 +282,8 @@ class Session:
             frames,
         )
         done = self._clock()
+        if self._generation is not None and epoch.final:
+            self._generation.ask(epoch, query, candidates)
         add = self.telemetry.add
         add("wait", arrival - epoch.due)
         add("ready", ready - arrival)
@@ -286,8 +301,18 @@ class Session:
     def _notice(self, notice: Notice) -> None:
         self._publish(schema.Session(state=notice.state, time=notice.time, stream=notice.stream, reason=notice.reason))
 
+    def _say(self, messages: Sequence[Outgoing]) -> None:
+        for message, payloads in messages:
+            self._publish(message, payloads)
+
     def _second(self) -> None:
-        clock = self.intake.clock
+        self._stats()
+        if self._tape is not None and self._tape.broken and not self._tape_broken:
+            self._tape_broken = True
+            self._publish(schema.Session(state="unrecorded", time=self._now, reason=self._tape.broken))
+
+    def _stats(self) -> None:
+        clock, generation = self.intake.clock, self._generation
         self._publish(
             schema.Stats(
                 time=self._now,
@@ -302,11 +327,10 @@ class Session:
                 clock_jitter=clock.jitter,
                 drift_ppm=clock.drift_ppm,
                 memory=resident_bytes(),
+                generation={} if generation is None else generation.account(),
+                workers={} if generation is None else generation.workers(),
             )
         )
-        if self._tape is not None and self._tape.broken and not self._tape_broken:
-            self._tape_broken = True
-            self._publish(schema.Session(state="unrecorded", time=self._now, reason=self._tape.broken))
 
     def _publish_gallery(self) -> None:
         entries: list[schema.GalleryEntry] = []

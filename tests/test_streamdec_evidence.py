@@ -141,8 +141,29 @@ def test_a_bad_epoch_leaves_the_sums_alone(mode: EvidenceMode, bad: Any) -> None
     assert a.repetitions == b.repetitions == 2
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_generation_gets_the_embedding_as_it_is_and_what_was_encoded(mode: EvidenceMode) -> None:
+    evidence, seen = Evidence(mode, [head()], EvidenceSettings(max_repetitions=3)), list[Any]()
+    for x in epochs(5):
+        seen = [*seen, x] if len(seen) < 3 else [x]
+        query = evidence.query("key", 1.0, x, encode)
+        evidence.query("other", 1.0, -x, lambda e: 7 * encode(e))
+        again = Evidence(mode, [head()])
+        for one in seen:
+            query = again.query("key", 1.0, one, encode)
+        lengths = [np.linalg.norm(encode(one)) for one in seen]
+        expected = {
+            "none": encode(x),
+            "mean": encode(np.mean(seen, axis=0).astype(np.float32)),
+            "log_probability": query.embedding * np.mean(lengths),
+        }
+        np.testing.assert_allclose(query.raw, expected[mode], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(unit(query.raw), query.embedding, atol=1e-6)
+        np.testing.assert_allclose(query.epoch, np.mean(seen, axis=0) if mode == "mean" else x, rtol=1e-5, atol=1e-6)
+
+
 def asked(n: int, weight: float = 1.0) -> Query:
-    return Query(np.ones(DIM, np.float32), 1.0, n, weight)
+    return Query(np.ones(DIM, np.float32), 1.0, n, weight, np.ones(DIM, np.float32), np.ones(SHAPE, np.float32))
 
 
 def test_probabilities_use_the_calibration_of_the_count_and_the_weight() -> None:

@@ -22,7 +22,17 @@ from streamdec.types import Candidate, StreamInfo
 
 FOLDER = Path(inspect.getfile(schema)).parent
 MESSAGES = (*schema.AnyMessage.__args__, schema.SnapshotEnd)
-PARTS = (Candidate, schema.Payload, schema.Timing, schema.Counts, schema.Quantiles, StreamInfo, schema.GalleryEntry)
+PARTS = (
+    Candidate,
+    schema.Payload,
+    schema.Timing,
+    schema.GenerationTiming,
+    schema.Counts,
+    schema.Generation,
+    schema.Quantiles,
+    StreamInfo,
+    schema.GalleryEntry,
+)
 NOTE = "Generated from streamdec/feed/schema.py by tools/make_feed_docs.py."
 
 

@@ -57,12 +57,17 @@ class Query(msgspec.Struct, frozen=True, eq=False):
 
     ``embedding`` (dim,) float32, unit length. ``repetitions`` that went into it. ``weight`` is 1; under
     ``log_probability`` the length of the mean of the unit embeddings, 0..1, which is how well the repetitions agree.
+    ``raw`` (dim,) float32 the embedding as the encoder gave it, for generation; under ``log_probability`` ``embedding``
+    with the mean length of the repetitions'. ``epoch`` (n_chans, n_times) float32 what was encoded: under ``mean`` the
+    mean of the repetitions, else the newest. Both are valid until the next call.
     """
 
     embedding: Float32
     horizon: float
     repetitions: int
     weight: float
+    raw: Float32
+    epoch: Float32
 
 
 class Evidence:
@@ -93,6 +98,7 @@ class Evidence:
         self._sums: list[Float64] = [np.zeros((slots, *shape)) for shape in shapes]
         self._means: list[Float32] = [np.zeros(shape, dtype=np.float32) for shape in shapes]
         self._counts = np.zeros((slots, len(heads)), dtype=np.int64)
+        self._lengths = np.zeros((slots, len(heads)))  # of the mean embedding, where embeddings are summed as units
         self.reset()
 
     def reset(self) -> None:
@@ -120,13 +126,19 @@ class Evidence:
             The epoch does not fit or is not finite, the encoder fails, or its embedding is not finite or zero.
         """
         if self.mode == "none":
-            return Query(unit(encode(epoch)), horizon, 1, 1.0)
+            raw = encode(epoch)
+            return Query(unit(raw), horizon, 1, 1.0, raw, epoch)
         head = self._heads[horizon]
         if self.mode == "mean":
             mean, n = self._add(key, head, epoch)
-            return Query(unit(encode(mean)), horizon, n, 1.0)
-        mean, n = self._add(key, head, unit(encode(epoch)))
-        return Query(unit(mean), horizon, n, float(np.sqrt(np.vecdot(mean, mean, dtype=np.float64))))
+            raw = encode(mean)
+            return Query(unit(raw), horizon, n, 1.0, raw, mean)
+        raw = encode(epoch)
+        mean, n = self._add(key, head, unit(raw))
+        length = self._mean_length(key, head, n, float(np.sqrt(np.vecdot(raw, raw, dtype=np.float64))))
+        embedding = unit(mean)
+        weight = float(np.sqrt(np.vecdot(mean, mean, dtype=np.float64)))
+        return Query(embedding, horizon, n, weight, np.multiply(embedding, length, dtype=np.float32), epoch)
 
     def probabilities(self, query: Query, scores: Float32) -> Float64:
         """Give every candidate its calibrated probability.
@@ -172,6 +184,13 @@ class Evidence:
             total += values
         self._counts[slot, head] = n + 1
         return np.divide(total, n + 1, out=mean, casting="same_kind"), n + 1
+
+    def _mean_length(self, key: str, head: int, n: int, length: float) -> float:
+        """Keep the mean length of the embeddings of (key, head), of which this is the n-th."""
+        slot = self._slots[key]
+        before = self._lengths[slot, head] if n > 1 else 0.0
+        self._lengths[slot, head] = before + (length - before) / n
+        return float(self._lengths[slot, head])
 
     def _new_slot(self) -> int:
         slot = len(self._slots)

@@ -250,13 +250,13 @@ def _send(end: zmq.Socket[bytes], frames: _Frames) -> None:
 def _slot(message: AnyMessage) -> Hashable:
     """Name the place of a message in the snapshot: one for each topic.
 
-    A session is more than its last change: its start, and of each stream the last description and the last change, are
-    kept apart.
+    A session is more than its last change: its start, of each stream the last description and the last change, and
+    the last change of a worker are kept apart.
     """
     if not isinstance(message, Session):
         return type(message)
     described = message.state == "started" or message.eeg is not None or message.markers is not None
-    return Session, message.stream, described
+    return Session, message.stream, bool(message.worker), described
 
 
 def _frame(content: Buffer) -> bytes | zmq.Frame:

@@ -160,6 +160,84 @@ class Retrieval(Message, frozen=True, kw_only=True, tag="retrieval", tag_field="
     timing: Timing
 
 
+class GenerationTiming(msgspec.Struct, frozen=True):
+    """When each stage of one generated result was done.
+
+    Attributes
+    ----------
+    due : LSL clock; the epoch's last sample was due.
+    requested : LSL clock; it was asked for, its decision just having been published.
+    started : LSL clock; its tier began.
+    finished : LSL clock; its tier was done.
+    published : LSL clock; just before the message went out.
+    latency : s; ``published`` - ``due``.
+    budget : s; the latency that was promised.
+    deadline_met : ``latency`` <= ``budget``.
+    """
+
+    due: float
+    requested: float
+    started: float
+    finished: float
+    published: float
+    latency: float
+    budget: float
+    deadline_met: bool
+
+
+class Generated(Message, frozen=True, kw_only=True):
+    """What captions and reconstructions have in common.
+
+    Attributes
+    ----------
+    key : stimulus key.
+    onset_time : LSL clock.
+    repetitions : presentations of ``key`` behind the evidence.
+    tier : what made it: "bank" or "llm"; "nearest", "latent" or "diffusion".
+    units : tokens or diffusion steps that were done; 1 for tiers of one pass.
+    wanted : units there would have been with more time.
+    partial : what there is so far: another message follows that ends the request.
+    worker : name of the worker that made it, "" for the dispatcher.
+    probability : of it, where its tier has one.
+    timing : when each stage was done.
+    """
+
+    key: str
+    onset_time: float
+    repetitions: int
+    tier: str
+    units: int
+    wanted: int
+    partial: bool
+    worker: str
+    probability: float | None
+    timing: GenerationTiming
+
+
+class Caption(Generated, frozen=True, kw_only=True, tag="caption", tag_field="topic"):
+    """A sentence that says what is seen.
+
+    Attributes
+    ----------
+    text : one line.
+    """
+
+    text: str
+
+
+class Reconstruction(Generated, frozen=True, kw_only=True, tag="reconstruction", tag_field="topic"):
+    """A picture of what is seen.
+
+    Attributes
+    ----------
+    source : id of the gallery image it is, "" for a picture that was made.
+    payloads : the picture; none where the gallery has no picture of ``source``.
+    """
+
+    source: str
+    payloads: tuple[Payload, ...] = ()
+
+
 class Epoch(Message, frozen=True, kw_only=True, tag="epoch", tag_field="topic"):
     """The one end of an onset.
 
@@ -178,18 +256,20 @@ class Epoch(Message, frozen=True, kw_only=True, tag="epoch", tag_field="topic"):
 
 
 class Dropped(Message, frozen=True, kw_only=True, tag="dropped", tag_field="topic"):
-    """Something that came in and led to nothing.
+    """Something that came in, or was asked for, and led to nothing.
 
     Attributes
     ----------
-    what : what it was.
+    what : what it was; ``caption`` or ``reconstruction``: what it was to be.
     text : of it, as received.
     reason : why it was dropped.
+    key : stimulus key of a caption or reconstruction.
     """
 
-    what: Literal["marker", "record"]
+    what: Literal["marker", "record", "caption", "reconstruction"]
     text: str
     reason: str
+    key: str = ""
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -258,7 +338,8 @@ class Session(Message, frozen=True, kw_only=True, tag="session", tag_field="topi
     ----------
     state : what happened.
     time : LSL clock.
-    stream : the stream it happened to, "" for the session itself.
+    stream : the stream it happened to, "" for the session itself or a worker.
+    worker : the worker it happened to, "" where it is none.
     reason : why, in words.
     bundle : name of the bundle; with ``started``.
     method : method of the bundle; with ``started``.
@@ -272,6 +353,7 @@ class Session(Message, frozen=True, kw_only=True, tag="session", tag_field="topi
     state: SessionState
     time: float
     stream: Literal["", "eeg", "markers"] = ""
+    worker: str = ""
     reason: str = ""
     bundle: str = ""
     method: str = ""
@@ -301,6 +383,29 @@ class Quantiles(msgspec.Struct, frozen=True):
     max: float
 
 
+class Generation(msgspec.Struct, frozen=True):
+    """The account of one kind of generated result.
+
+    ``requests`` = the sum of ``answered`` + ``dropped`` + ``open``.
+
+    Attributes
+    ----------
+    requests : results asked for.
+    answered : results by tier.
+    dropped : requests that ended without a result.
+    superseded : of these, requests that newer evidence on the same stimulus replaced.
+    met : results within their budget.
+    open : requests without an end yet.
+    """
+
+    requests: int = 0
+    answered: dict[str, int] = {}
+    dropped: int = 0
+    superseded: int = 0
+    met: int = 0
+    open: int = 0
+
+
 class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
     """Once a second: the account, latencies by stage, the clock, the machine.
 
@@ -314,6 +419,8 @@ class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
     clock_jitter : s; spread of the EEG's raw stamps around their line.
     drift_ppm : drift of the sender's clock against the LSL clock, parts per million.
     memory : bytes; resident memory of the process.
+    generation : account by kind, "caption" and "reconstruction", of what is generated.
+    workers : state by worker: "starting", "ready", "lost" (it may come back) or "failed".
     """
 
     time: float
@@ -324,6 +431,8 @@ class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
     clock_jitter: float = 0.0
     drift_ppm: float = 0.0
     memory: int = 0
+    generation: dict[str, Generation] = {}
+    workers: dict[str, str] = {}
 
 
 class GalleryEntry(msgspec.Struct, frozen=True):
@@ -371,9 +480,19 @@ class SnapshotEnd(Message, frozen=True, kw_only=True, tag="end", tag_field="topi
     seqs: dict[str, int]
 
 
-AnyMessage: TypeAlias = Onset | Retrieval | Epoch | Dropped | Session | Stats | Gallery
-TOPICS: tuple[str, ...] = ("onset", "retrieval", "epoch", "dropped", "session", "stats", "gallery")
-IMAGE_TOPICS: frozenset[str] = frozenset({"gallery"})  # on the images socket: few messages, large ones
+AnyMessage: TypeAlias = Onset | Retrieval | Caption | Reconstruction | Epoch | Dropped | Session | Stats | Gallery
+TOPICS: tuple[str, ...] = (
+    "onset",
+    "retrieval",
+    "caption",
+    "reconstruction",
+    "epoch",
+    "dropped",
+    "session",
+    "stats",
+    "gallery",
+)
+IMAGE_TOPICS: frozenset[str] = frozenset({"gallery", "reconstruction"})  # on the images socket: few messages, large
 
 _UNTIMED = Timing(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, deadline_met=False)
 _JSON = msgspec.json.Decoder(AnyMessage)
@@ -390,7 +509,8 @@ def essence(message: AnyMessage) -> bytes:
     -------
     bytes
         JSON without the session's id, ``seq`` and timing. Empty for messages that tell of the run rather than of the
-        events: session, stats, gallery, and records that the recorder could not take.
+        events: session, stats, gallery, records that the recorder could not take, and all that is generated, which
+        depends on how fast the machine is.
     """
     match message:
         case Retrieval():

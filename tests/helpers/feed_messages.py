@@ -62,6 +62,21 @@ def stats() -> schema.Stats:
     )
 
 
+def caption(key: str = "a", **changes: object) -> schema.Caption:
+    return schema.Caption(**(_generated(key) | {"tier": "llm", "text": f"a {key} on grey"} | changes))  # type: ignore[arg-type]
+
+
+def reconstruction(key: str = "a", picture: bytes = b"\x89PNG", **changes: object) -> schema.Reconstruction:
+    described = {"tier": "latent", "source": "", "payloads": (schema.image(0, picture, key),)}
+    return schema.Reconstruction(**(_generated(key) | described | changes))  # type: ignore[arg-type]
+
+
+def _generated(key: str) -> dict[str, object]:
+    timing = schema.GenerationTiming(10.0, 10.1, 10.2, 10.3, 10.4, 0.4, 0.5, deadline_met=True)
+    fields = {"onset_time": 1.5, "repetitions": 3, "units": 2, "wanted": 4, "partial": False, "worker": "caption-1"}
+    return {"key": key, "probability": 0.25, "timing": timing, **fields}
+
+
 def stream_info() -> StreamInfo:
     return StreamInfo("amp", "EEG", 2, 1000.0, "float32", ch_names=("Oz", "Pz"), units=("microvolts",) * 2)
 
@@ -72,10 +87,12 @@ def one_of_each() -> tuple[schema.AnyMessage, ...]:
         session("connected", stream="eeg", eeg=stream_info()),
         onset(),
         retrieval(),
+        caption(),
         schema.Epoch(key="a", onset_time=1.5, outcome="rejected", reason="Fp1 railed"),
         schema.Dropped(what="marker", text="\x1b[31m[bold]?", reason="garbage"),
         stats(),
         gallery(),
+        reconstruction(payloads=()),
     )
 
 
