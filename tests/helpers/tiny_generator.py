@@ -164,16 +164,16 @@ def latent_generator(folder: Path, weights: np.ndarray, shape: Sequence[int], **
     return generator(folder, latent=Latent("latent.onnx", **settings))
 
 
-def ip_adapter(folder: Path, width: int = DIM, n_tokens: int = 2) -> dict[str, torch.Tensor]:
-    """Random IP-Adapter weights for a network of ``tiny_diffusers``, in the official layout."""
+def ip_adapter(folder: Path, width: int = DIM) -> dict[str, torch.Tensor]:
+    """Random IP-Adapter weights for a network of ``tiny_diffusers``, in the official layout, of 4 tokens."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     made = torch.Generator().manual_seed(5)
     cross = unet.config.cross_attention_dim
     weights = {
-        "image_proj.proj.weight": torch.randn(n_tokens * cross, width, generator=made),
-        "image_proj.proj.bias": torch.zeros(n_tokens * cross),
+        "image_proj.proj.weight": torch.randn(4 * cross, width, generator=made),
+        "image_proj.proj.bias": torch.randn(4 * cross, generator=made),
         "image_proj.norm.weight": torch.ones(cross),
         "image_proj.norm.bias": torch.zeros(cross),
     }
@@ -189,7 +189,7 @@ def ip_adapter(folder: Path, width: int = DIM, n_tokens: int = 2) -> dict[str, t
 def diffusion_generator(folder: Path, kind: str = "sd", **settings: Any) -> OpenGenerator:
     """A generator with a small Stable Diffusion ("sd") or SDXL ("xl"), latents 8 x 8, pictures 16 x 16."""
     make = tiny_diffusers.stable_diffusion_xl if kind == "xl" else tiny_diffusers.stable_diffusion
-    make(folder / "model")
+    make(folder / "model", timestep_spacing="trailing")
     made = torch.Generator().manual_seed(6)
     prompt = {"prompt_embeds": torch.randn(1, 6, tiny_diffusers.WIDTH, generator=made)}
     if kind == "xl":

@@ -166,6 +166,12 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def told(error: Exception) -> str:
+    """Give the beginning of what an error of another package says, in one line."""
+    text = plain(str(error)) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
 def png(pixels: Float32) -> bytes:
     """Encode a picture (3, height, width), RGB, 0..1 (beyond is cut), as PNG."""
     from PIL import Image
@@ -202,5 +208,4 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        first = str(error).partition("\n")[0]
-        raise EngineError(f"device {device}", got=first, allowed="cpu, or what torch finds here") from error
+        raise EngineError(f"device {device}", got=told(error), allowed="cpu, or what torch finds here") from error

@@ -20,7 +20,7 @@ from ....errors import BundleError, EngineError
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
 from ..spec import Diffusion
-from .base import Progress, check_device, made_up, png, seed, vector
+from .base import Progress, check_device, made_up, png, seed, told, vector
 from .network import Network
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class DiffusionTier:
                     latents = self._clean
                 return Result(image=self._decode(latents), media="image/png", units=done, wanted=units)
         except RuntimeError as error:  # out of memory among them
-            raise EngineError("diffusion failed", got=str(error).partition("\n")[0]) from error
+            raise EngineError("diffusion failed", got=told(error)) from error
 
     def _decode(self, latents: Tensor) -> bytes:
         """Latents (1, 4, h, w) as the pipeline has them -> PNG."""
@@ -213,9 +213,8 @@ def _load(kind: Any, folder: Path, name: str, dtype: Any) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
         allowed = f"a folder of diffusers with a {kind.__name__}, safetensors"
-        raise BundleError(f"model {name}", got=first, allowed=allowed) from error
+        raise BundleError(f"model {name}", got=told(error), allowed=allowed) from error
     if info["missing_keys"]:
         raise BundleError(f"weights of {name}", got=f"none for {min(info['missing_keys'])}", do="get it anew")
     return model.eval().requires_grad_(False)
@@ -248,9 +247,8 @@ def _adapt(pipe: Any, spec: Diffusion, data: bytes, width: int) -> None:
             parts[part][rest] = tensor
         pipe.load_ip_adapter(parts, subfolder="", weight_name="", image_encoder_folder=None, low_cpu_mem_usage=False)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        first = str(error).partition("\n")[0]
         allowed = "image_proj.* and ip_adapter.* for this network, safetensors"
-        raise BundleError(spec.adapter, got=first, allowed=allowed) from error
+        raise BundleError(spec.adapter, got=told(error), allowed=allowed) from error
     (projection,) = pipe.unet.encoder_hid_proj.image_projection_layers
     if not isinstance(projection, ImageProjection) or projection.image_embeds.in_features != width:
         got = getattr(getattr(projection, "image_embeds", None), "in_features", type(projection).__name__)
@@ -265,7 +263,7 @@ def _prompt(spec: Diffusion, data: bytes, pipe: Any, device: Any) -> dict[str, A
     try:
         found = safetensors.torch.load(data)
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise BundleError(spec.prompt, got=error, allowed="safetensors") from error
+        raise BundleError(spec.prompt, got=told(error), allowed="safetensors") from error
     wanted = {"prompt_embeds": 3}
     if pipe.unet.config.addition_embed_type == "text_time":
         wanted["pooled_prompt_embeds"] = 2

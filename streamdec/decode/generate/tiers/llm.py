@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import BundleError, EngineError
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
-from .base import Progress, check_device, made_up, plain, vector
+from .base import Progress, check_device, made_up, plain, told, vector
 from .network import Network
 from .prompt import Prompt
 
@@ -102,7 +102,7 @@ class LlmTier:
                     if len(tokens) < units:
                         logits = self._forward(self._embed(torch.tensor([[token]], device=self._device)))
         except RuntimeError as error:  # out of memory among them
-            raise EngineError("llm failed", got=str(error).partition("\n")[0]) from error
+            raise EngineError("llm failed", got=told(error)) from error
         return result
 
     def _read(self, image: Tensor, label: str) -> Tensor:
@@ -174,9 +174,8 @@ def _load(generator: OpenGenerator, device: Any) -> tuple[Any, Any]:
         )
         # Mistakes of any kind in a folder: transformers raises what it happens to meet.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
         allowed = "a folder of transformers with a causal language model and its tokenizer, safetensors"
-        raise BundleError(f"model {spec.model}", got=first, allowed=allowed) from error
+        raise BundleError(f"model {spec.model}", got=told(error), allowed=allowed) from error
     if info["missing_keys"]:
         raise BundleError(f"weights of {spec.model}", got=f"none for {min(info['missing_keys'])}", do="get it anew")
     return model.eval().requires_grad_(False).to(device), tokenizer
