@@ -22,6 +22,7 @@ from .data.store import Part, Prepared
 from .experiment import check_signal, gallery, open_run, own_store, targets_of
 from .methods.base import Encoder
 from .methods.registry import method as method_named
+from .space import space
 from .targets.images import thumbnail
 
 _PARITY_EPOCHS = 256
@@ -165,6 +166,7 @@ def _manifest(runs: Sequence[_Run], agreed: Sequence[Parity]) -> Manifest:
         evidence=evidence,
         budgets=_BUDGETS,
         parity=tuple(agreed),
+        space=space(last.path / "encoder.safetensors", meta, last.encoder, targets_of(meta)),
     )
 
 

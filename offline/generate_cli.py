@@ -30,6 +30,12 @@ def add(commands: Any, roles: Callable[[str], dict[str, Path]]) -> None:
     prior.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     prior.set_defaults(run=_prior)
 
+    generator = commands.add_parser("generator", help="a run -> captions and pictures of its embeddings, for serve")
+    generator.add_argument("config", type=Path, help="TOML, see configs/generators/")
+    generator.add_argument("out", type=Path, help="new folder; a killed call goes on with OUT.parts")
+    generator.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    generator.set_defaults(run=_generator)
+
 
 def _prior(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .generation.prior import PriorSettings, fit
@@ -49,3 +55,12 @@ def _prior(args: argparse.Namespace, out: Console, err: Console) -> None:
             report=report,
         )
     tell(out, f"{args.out}: {', '.join(made.encoders)} into {made.model}, {made.n_images} images, loss {made.loss:.4f}")
+
+
+def _generator(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from .generation.build import build
+    from .generation.config import read
+
+    with progress(err) as report:
+        notes = build(read(args.config), args.out, device=args.device, report=report)
+    tell(out, f"{args.out}: {', '.join(f'{name} {value:.4g}' for name, value in notes.items())}")

@@ -1,0 +1,112 @@
+"""A fitted run as a generator sees it: embeddings of images, embeddings of epochs, in one space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from streamdec.decode.gallery import unit
+from streamdec.errors import DataError
+from streamdec.types import Bool, Float32
+
+from ..data.joined import join
+from ..data.store import Int64, Item, Prepared
+from ..experiment import open_run, targets_of
+from ..targets.store import Targets
+
+
+class Source:
+    """The run whose embeddings a generator reads.
+
+    Parameters
+    ----------
+    path : Path
+        Run folder.
+    images : mapping of str to Targets, optional
+        Features of a set of images, per role of the run, that parts without EEG are fitted on; the run's own training
+        images when omitted.
+
+    Raises
+    ------
+    DataError
+        The run is not fitted; features of different images.
+    """
+
+    def __init__(self, path: Path, images: Mapping[str, Targets] | None = None) -> None:
+        _, self.meta, _, self.encoder = open_run(path)
+        self.stores = [Prepared(Path(folder)) for folder in self.meta.prepared]
+        self._joined = join(self.stores)
+        self.targets = targets_of(self.meta)
+        self._images = dict(images) if images else self.targets
+        if images:
+            first = next(iter(images.values()))
+            for role, of_role in images.items():
+                if of_role.meta.ids != first.meta.ids:
+                    raise DataError(f"images of {role}", got=of_role.path, allowed=f"those of {first.path}")
+            self.items: tuple[Item, ...] = tuple(_item(id_) for id_ in first.meta.ids)
+        else:
+            self.items = self._joined.items
+        self.dim = self.encoder.dim
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any of the data was."""
+        return any(store.meta.simulated for store in self.stores)
+
+    def candidates(self) -> Float32:
+        """Embeddings of the images: (n_images, dim), not normalised."""
+        return self.encoder.candidates({role: of_role.of(self.items) for role, of_role in self._images.items()})
+
+    def concepts(self) -> Int64:
+        """Give each image the number of its concept: (n_images,)."""
+        names = [item.concept for item in self.items]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+    def shown(self) -> Shown:
+        """Mean epochs of the training stimuli and their embeddings, all subjects of the run one after the other."""
+        epochs, embeddings, places = [], [], []
+        for subject, part, place in zip(self._joined.subjects, self._joined.parts, self._joined.places, strict=True):
+            indices = [of_item for of_item in part.of_item() if len(of_item)]
+            means = part.means(indices)
+            epochs.append(means)
+            embeddings.append(self.encoder(means, subject))
+            places.append(place[part.rows.item[[of_item[0] for of_item in indices]]])
+        return Shown(np.concatenate(epochs), np.concatenate(embeddings), np.concatenate(places), self._joined.items)
+
+    def right(self, shown: Shown) -> Bool:
+        """Tell of each training stimulus whether the nearest of all training images shows its concept: (n,)."""
+        gallery = unit(
+            self.encoder.candidates({role: of_role.of(shown.items) for role, of_role in self.targets.items()})
+        )
+        concept = np.array([item.concept for item in shown.items])
+        nearest = np.argmax(unit(shown.embeddings) @ gallery.T, axis=1)
+        return np.asarray(concept[nearest] == concept[shown.item])
+
+
+class Shown:
+    """Training stimuli as the brain answered them.
+
+    Attributes
+    ----------
+    epochs : array of shape (n, n_chans, n_times), float32
+    embeddings : array of shape (n, dim), float32
+    item : array of shape (n,), int64
+        Index into ``items``.
+    items : tuple of Item
+    """
+
+    def __init__(self, epochs: Float32, embeddings: Float32, item: Int64, items: Sequence[Item]) -> None:
+        self.epochs, self.embeddings, self.item, self.items = epochs, embeddings, item, tuple(items)
+
+    @property
+    def of_sample(self) -> list[Item]:
+        """Item of each sample."""
+        return [self.items[i] for i in self.item]
+
+
+def _item(id_: str) -> Item:
+    """Make the item of CONCEPT/FILE, as folders of images have them."""
+    concept = id_.rpartition("/")[0]
+    return Item(id_, concept.replace("_", " "), concept, id_)

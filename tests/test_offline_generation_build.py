@@ -1,0 +1,208 @@
+"""A generator from a run: built by the command, opened by the live side, every tier answers; which space it is for."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_diffusers
+import tiny_speakers
+import tiny_store
+import torch
+
+from offline.cli import main
+from offline.data.store import Prepared
+from offline.experiment import open_run
+from offline.generation import prior
+from offline.generation.loop import Steps
+from offline.generation.source import Source
+from offline.targets.store import Targets, compute
+from streamdec.decode import bundle as bundles
+from streamdec.decode.gallery import unit
+from streamdec.decode.generate.generator import open_generator
+from streamdec.decode.generate.job import Request
+from streamdec.decode.generate.tiers.bank import BankTier
+from streamdec.decode.generate.tiers.diffusion import DiffusionTier
+from streamdec.decode.generate.tiers.latent import LatentTier
+from streamdec.decode.generate.tiers.llm import LlmTier
+from streamdec.errors import BundleError
+from streamdec.types import Candidate
+
+LATENTS = (4, tiny_diffusers.SIDE, tiny_diffusers.SIDE)
+STEPS = "n_steps = 2\nbatch_size = 4\n"
+
+
+class Turned:
+    """What the responses follow from, by a random matrix."""
+
+    def __init__(self, name: str, known: Targets, n: int, **provenance: object) -> None:
+        self.name, self._known, self.provenance = name, known, provenance
+        self._turn = np.random.default_rng(len(name)).standard_normal((known.rows().shape[1], n))
+
+    def __call__(self, items, images):
+        return (self._known.of(items) @ self._turn).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, features, models, captions."""
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("build")
+    store = tiny_store.make(path / "store", noise=1.0)
+    items = [item for part in store.meta.items.values() for item in part]
+    known = Targets(path / "store-targets")
+    for encoder in (
+        Turned("clip", known, 256),
+        Turned("plain", known, 5),
+        Turned("latents", known, math.prod(LATENTS), latents=list(LATENTS)),
+    ):
+        compute(encoder, items, path, path / encoder.name)
+    captions = {item.id: f"a {'red star' if i % 2 else 'blue ring'} {item.label}" for i, item in enumerate(items)}
+    (path / "captions.json").write_text(json.dumps(captions))
+    tiny_diffusers.stable_diffusion(path / "pipeline")
+    tiny_speakers.speaker(path / "speaker")
+    assert main(["fit", "ridge", str(path / "store"), str(path / "store-targets"), str(path / "run")]) == 0
+    assert main(["export", str(path / "run"), str(path / "bundle.zip")]) == 0
+    features = {role: Targets(path / role) for role in ("clip", "plain")}
+    steps = Steps(n_steps=2, batch_size=4)
+    small = prior.PriorSettings(n_dims=7, n_inner=5, n_projector=6, steps=steps)
+    prior.fit(str(path / "pipeline"), features, Targets(path / "latents"), path / "prior", small)
+    single = prior.PriorSettings(fuse=False, steps=steps)
+    prior.fit(str(path / "pipeline"), {"plain": features["plain"]}, Targets(path / "latents"), path / "single", single)
+    return path
+
+
+BANK = '[bank]\ntext = "spelling"\nimages = "clip"\n'
+LLM = '[llm]\nmodel = "speaker"\nright_only = false\nmin_tokens = 1\nmax_tokens = 6\n'
+LLM += f"[llm.images]\n{STEPS}[llm.epochs]\n{STEPS}"
+LATENT = '[latent]\nvae = "pipeline"\nlatents = "latents"\n'
+HVF = '[diffusion]\nmodel = "pipeline"\nprior = "prior"\nsize = 16\nfeatures = {clip = "clip", plain = "plain"}\n'
+DIRECT = '[diffusion]\nmodel = "pipeline"\nprior = "single"\nsize = 16\nfeatures = {plain = "plain"}\n'
+ATM = "[diffusion.diffusion_prior]\nwidths = [8, 6]\nn_time = 4\nn_samples = 3\n"
+ATM += f"[diffusion.diffusion_prior.steps]\n{STEPS}"
+
+
+def build(folder: Path, out: Path, *parts: str, top: str = "", code: int = 0) -> Path:
+    config = folder / f"{out.name}.toml"
+    config.write_text(f'run = "run"\ncaptions = "captions.json"\n{top}' + "".join(parts))
+    assert main(["generator", str(config), str(out)]) == code
+    return out
+
+
+def request(folder: Path, kind: str, epoch: bool = False) -> Request:
+    store = Prepared(folder / "store").part("test")
+    epochs = np.asarray(store.epochs[:1])
+    embedding = open_run(folder / "run")[3](epochs)[0]
+    given = epochs[0].copy() if epoch else None
+    return Request(1, kind, "test0", 1, 0.0, 1.0, (Candidate("test0", "red star", 1.0, 0.5),), embedding, given)
+
+
+def run(tier, asked: Request):
+    return tier.run(asked, tier.units[1], math.inf, lambda: 0.0, lambda result, done: True)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    return build(folder, folder / "whole", BANK, LATENT, LLM, HVF)
+
+
+def test_every_tier_answers(folder: Path, whole: Path) -> None:
+    made = open_generator(whole, bundles.read(folder / "bundle.zip").manifest)
+    assert made.manifest.simulated
+    assert "Thought2Text" in made.manifest.citation
+    said = BankTier(made).run(request(folder, "caption"))
+    assert said.text.split()[0] == "a"
+    assert 0 < said.probability <= 1
+    written = run(LlmTier(made), request(folder, "caption"))
+    assert written.wanted == 6
+    for tier in (LatentTier(made), DiffusionTier(made)):
+        assert run(tier, request(folder, "reconstruction")).image.startswith(b"\x89PNG")
+    assert not (folder / "whole.parts").exists()
+
+
+def test_the_models_are_inside(whole: Path) -> None:
+    assert (whole / "llm" / "config.json").is_file()
+    assert {path.name for path in (whole / "diffusion").iterdir()} == {"unet", "scheduler", "vae"}
+
+
+def test_conditioner_is_the_way_into_the_prior(folder: Path, whole: Path) -> None:
+    """The length of images, a regression to the fused features, phi_c."""
+    import onnxruntime
+
+    source = Source(folder / "run")
+    candidates = source.candidates()
+    session = onnxruntime.InferenceSession(whole / "conditioner.onnx", providers=["CPUExecutionProvider"])
+    opened = prior.Prior(folder / "prior")
+    items = source.items
+    fused = opened.fused({role: Targets(folder / role).of(items) for role in ("clip", "plain")})
+    wanted = opened.network.projector(torch.from_numpy(fused)).numpy()
+    found = np.concatenate([session.run(None, {"embedding": row[None]})[0] for row in candidates])
+    longer = np.concatenate([session.run(None, {"embedding": 3 * row[None]})[0] for row in candidates[:4]])
+    np.testing.assert_allclose(found[:4], longer, rtol=1e-4, atol=1e-5)
+    assert np.mean(np.sum(unit(found) * unit(wanted), axis=1)) > 0.8
+
+
+def test_as_the_reference_draws(folder: Path, whole: Path) -> None:
+    """Without phi_c: other conditions."""
+    made = build(folder, folder / "skipping", HVF, "brain_through_adapter = false\n")
+    assert (made / "conditioner.onnx").read_bytes() != (whole / "conditioner.onnx").read_bytes()
+
+
+def test_atm_and_direct(folder: Path) -> None:
+    for name, more in (("atm", ATM), ("direct", "")):
+        made = open_generator(build(folder, folder / name, DIRECT, more))
+        picture = run(DiffusionTier(made), request(folder, "reconstruction"))
+        assert picture.image.startswith(b"\x89PNG")
+        assert ("2403.07721" in made.manifest.citation) == (name == "atm")
+
+
+def test_adapter_from_a_file(folder: Path) -> None:
+    more = '[diffusion]\nmodel = "pipeline"\nadapter = "single/adapter.safetensors"\nsize = 16\n'
+    made = build(folder, folder / "file", more, 'features = {plain = "plain"}\n', top="inside = false\n")
+    opened = open_generator(made)
+    assert opened.manifest.diffusion.model == str((folder / "pipeline").resolve())
+    assert not (made / "diffusion").exists()
+    run(DiffusionTier(opened), request(folder, "reconstruction"))
+
+
+def test_latent_from_epochs(folder: Path) -> None:
+    made = open_generator(build(folder, folder / "epochs", LATENT, 'reads = "epoch"\n'))
+    assert run(LatentTier(made), request(folder, "reconstruction", epoch=True)).image.startswith(b"\x89PNG")
+
+
+def test_another_space_is_refused(folder: Path, whole: Path) -> None:
+    assert main(["fit", "ridge", str(folder / "store"), str(folder / "plain"), str(folder / "other")]) == 0
+    assert main(["export", str(folder / "other"), str(folder / "other.zip")]) == 0
+    with pytest.raises(BundleError, match="another bundle"):
+        open_generator(whole, bundles.read(folder / "other.zip").manifest)
+
+
+def test_refusals(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(folder, whole, BANK, code=2)
+    assert "exists" in capsys.readouterr().err
+    build(folder, folder / "a", "[banc]\n", code=2)
+    assert "banc" in capsys.readouterr().err
+    build(folder, folder / "a", HVF.replace("plain = ", "other = "), code=2)
+    assert "features for" in capsys.readouterr().err
+    build(folder, folder / "a", HVF.replace('prior = "prior"\n', ""), code=2)
+    assert "neither" in capsys.readouterr().err
+    (folder / "some.json").write_text(json.dumps({"train0": "a star"}))
+    config = folder / "some.toml"
+    config.write_text(f'run = "run"\ncaptions = "some.json"\n{BANK}')
+    assert main(["generator", str(config), str(folder / "a")]) == 1
+    assert "captions" in capsys.readouterr().err
+    assert not (folder / "a").exists()
+
+
+def test_the_example_config_is_right() -> None:
+    from offline.generation.config import read
+
+    made = read(Path(__file__).parents[1] / "configs" / "generators" / "generator.toml")
+    assert made.llm is not None
+    assert made.llm.images.batch_size == 64
+    assert Path(made.run).is_absolute()
+    assert made.diffusion is not None
+    assert made.diffusion.model == "stabilityai/sdxl-turbo"
