@@ -48,10 +48,13 @@ def test_a_job_is_split_into_the_first_unit_and_each_further_one() -> None:
     cost.add(0.50, 4, 0.10)
     assert (cost.first, cost.each) == (pytest.approx((0.20,)), (0.10,))
     assert cost.seconds(4) == pytest.approx(0.50)
-    cost.add(0.60, 3)  # nobody told how long each took
-    assert (cost.first[-1], cost.each[-1]) == (pytest.approx(0.20), pytest.approx(0.20))
+    cost.add(0.80, 3)  # nobody told how long each took: twice what was expected, so each part twice
+    assert (cost.first[-1], cost.each[-1]) == (pytest.approx(0.40), pytest.approx(0.20))
     cost.add(0.1, 3, 0.2)  # more than there was: clocks differ
     assert cost.first[-1] == 0
+    fresh = Cost()
+    fresh.add(0.60, 3)
+    assert (fresh.first, fresh.each) == (pytest.approx((0.20,)), pytest.approx((0.20,)))
 
 
 def test_what_is_not_measured_is_believed_less() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import heapq
 import math
 from collections import Counter
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from streamdec.decode.generate.cost import Cost
 from streamdec.decode.generate.job import KINDS, LADDER, Answer, Drop, Kind, Request, Result, Tier
@@ -295,7 +297,7 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
 
 # --- any order of events ---------------------------------------------------------------------------------------------
 
-NAMES = ("a", "b", "c", "d")
+NAMES = ("a", "b", "c")
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -303,7 +305,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 100.0
+        self.now = self.proceeded = 100.0
         self.ids = count(1)
         self.asked: dict[int, Request] = {}
         self.ends: Counter[int] = Counter()
@@ -318,17 +320,57 @@ class AnyOrder(RuleBasedStateMachine):
 
     # what may happen
 
-    @rule(kind=st.sampled_from(KINDS), key=st.sampled_from("uvwxyz"), seconds=st.floats(-0.1, 2.0))
-    def submit(self, kind: Kind, key: str, seconds: float) -> None:
-        new = request(next(self.ids), self.now + seconds, kind, key)
-        older = [r for r in self.waiting(kind) if r.key == key]
-        self.asked[new.id] = new
-        actions = self.ladder.submit(new, self.now)
-        superseded = [a.message.id for a in actions if isinstance(a, Send) and isinstance(a.message, Drop)]
-        assert set(superseded) >= {r.id for r in older}
-        self.take(actions)
-        if seconds <= 0.03:
-            assert self.ends[new.id]  # at once
+    @initialize(n=st.integers(1, 2), first=st.floats(0.01, 0.4), each=st.floats(0.01, 0.2))
+    def workers(self, n: int, first: float, each: float) -> None:
+        for name in NAMES[:n]:
+            self.ready(name, "reconstruction", first, each, 1, True)
+        self.ready(NAMES[-1], "caption", first, each, 2, True)
+
+    @rule(
+        kind=st.sampled_from(KINDS),
+        keys=st.lists(st.sampled_from("uvwxyz"), min_size=1, max_size=5),
+        seconds=st.lists(st.floats(-0.1, 2.0), min_size=5, max_size=5),
+    )
+    def submit(self, kind: Kind, keys: list[str], seconds: list[float]) -> None:
+        for key, left in zip(keys, seconds, strict=False):
+            new = request(next(self.ids), self.now + left, kind, key)
+            older = {r.id for r in self.waiting(kind) if r.key == key}
+            self.asked[new.id] = new
+            actions = self.ladder.submit(new, self.now)
+            assert older <= {a.message.id for a in actions if isinstance(a, Send) and isinstance(a.message, Drop)}
+            self.take(actions)
+            if left <= SETTINGS.guard + SETTINGS.margin:
+                assert self.ends[new.id]  # at once
+
+    @rule(which=st.integers(0, 9), units=st.integers(0, 5), text=st.sampled_from(["", "a dog"]))
+    def progress(self, which: int, units: int, text: str) -> None:
+        if self.jobs:
+            name = sorted(self.jobs)[which % len(self.jobs)]
+            self.take(self.ladder.progress(name, answer(self.jobs[name], units, True, text), self.now))
+
+    @rule(
+        which=st.integers(0, 9),
+        units=st.integers(0, 5),
+        seconds=st.floats(0, 0.3),
+        end=st.sampled_from(["a dog", "a dog", "", "failed", "gone"]),
+    )
+    def end(self, which: int, units: int, seconds: float, end: str) -> None:
+        """A job ends, after a while, by whatever comes in the way."""
+        if not self.jobs:
+            return
+        self.time_passes(seconds)
+        if self.jobs:
+            name = sorted(self.jobs)[which % len(self.jobs)]
+            job = self.jobs.pop(name)
+            self.cancelled.pop(name, None)
+            if end == "gone":
+                self.forget(name)
+                self.take(self.ladder.gone(name, self.now, "killed"))
+            elif end == "failed":
+                self.take(self.ladder.failed(name, job.request.id, "no", self.now))
+            else:
+                self.take(self.ladder.finished(name, answer(job, units, text=end), self.now))
+            assert self.ends[job.request.id] == 1
 
     @rule(
         name=st.sampled_from(NAMES),
@@ -344,34 +386,6 @@ class AnyOrder(RuleBasedStateMachine):
         self.forget(name)
         self.offers[name], self.kinds[name] = offers, kind
         self.take(self.ladder.ready(name, kind, offers, self.now))
-
-    @rule(name=st.sampled_from(NAMES))
-    def gone(self, name: str) -> None:
-        job = self.forget(name)
-        self.take(self.ladder.gone(name, self.now, "killed"))
-        if job is not None:
-            assert self.ends[job.request.id] == 1
-
-    @rule(name=st.sampled_from(NAMES), units=st.integers(0, 5), text=st.sampled_from(["", "a dog"]))
-    def progress(self, name: str, units: int, text: str) -> None:
-        if name in self.jobs:
-            self.take(self.ladder.progress(name, answer(self.jobs[name], units, True, text), self.now))
-
-    @rule(name=st.sampled_from(NAMES), units=st.integers(0, 5), text=st.sampled_from(["", "a dog"]))
-    def finished(self, name: str, units: int, text: str) -> None:
-        if name in self.jobs:
-            job = self.jobs.pop(name)
-            self.cancelled.pop(name, None)
-            self.take(self.ladder.finished(name, answer(job, units, text=text), self.now))
-            assert self.ends[job.request.id] == 1
-
-    @rule(name=st.sampled_from(NAMES))
-    def failed(self, name: str) -> None:
-        if name in self.jobs:
-            job = self.jobs.pop(name)
-            self.cancelled.pop(name, None)
-            self.take(self.ladder.failed(name, job.request.id, "no", self.now))
-            assert self.ends[job.request.id] == 1
 
     @rule(seconds=st.floats(0, 1))
     def time_passes(self, seconds: float) -> None:
@@ -393,6 +407,7 @@ class AnyOrder(RuleBasedStateMachine):
     # what must hold of every action
 
     def take(self, actions: list[Action]) -> None:
+        self.proceeded = self.now
         for action in actions:
             if isinstance(action, Start):
                 self.begin(action)
@@ -452,6 +467,16 @@ class AnyOrder(RuleBasedStateMachine):
             assert len(self.waiting(kind)) <= SETTINGS.queue
 
     @invariant()
+    def who_waits_has_hope(self) -> None:
+        """Of a worker that is at something else: nobody waits for nothing."""
+        for kind in KINDS:
+            busy = [self.offers[name] for name in self.jobs if self.kinds[name] == kind]
+            cheapest = min((o.cost.seconds(o.units[0]) for offers in busy for o in offers.values()), default=math.inf)
+            for asked in self.waiting(kind):
+                limit = asked.deadline - SETTINGS.guard - SETTINGS.margin
+                assert self.proceeded + cheapest <= limit + 1e-9
+
+    @invariant()
     def the_next_wake_is_when_time_alone_does_something(self) -> None:
         wake = self.ladder.next_wake()
         if wake <= self.now:  # a stall: it is overdue
@@ -485,7 +510,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(self.asked) == {id for id, n in self.ends.items() if n == 1}
 
 
-AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=70, stateful_step_count=50, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
 
 
@@ -496,5 +521,184 @@ class WithoutBank(AnyOrder):
         super().set_up(["reconstruction"])
 
 
-WithoutBank.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+WithoutBank.TestCase.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
 TestWithoutBank = WithoutBank.TestCase
+
+
+# --- a stream of requests, simulated ---------------------------------------------------------------------------------
+
+TRUTH: dict[Tier, tuple[tuple[int, int], float, float]] = {
+    "llm": ((4, 40), 0.060, 0.006),
+    "latent": ((1, 1), 0.030, 0.0),
+    "diffusion": ((1, 4), 0.110, 0.080),
+}
+"""Simulated tiers: units, median seconds of the first unit and of each further one."""
+BUDGETS: dict[Kind, float] = {"caption": 0.3, "reconstruction": 0.8}
+HOP = 0.001  # seconds that a message takes
+
+
+class Simulation:
+    """One ladder, one worker per kind, a virtual clock, costs drawn from a log-normal distribution with a seed.
+
+    ``slower`` gives the factor on all costs at a time; workers are lost with probability ``dies`` per job and back
+    after two seconds.
+    """
+
+    def __init__(
+        self,
+        soa: float,
+        seconds: float = 120.0,
+        punctual: bool = True,
+        slower: Callable[[float], float] = lambda now: 1.0,
+        dies: float = 0.0,
+        believed: float = 1.0,
+    ) -> None:
+        self.random = np.random.default_rng(7)
+        self.ladder = Ladder(settings=LadderSettings(queue=16 if punctual else 10**6), punctual=punctual)
+        self.slower, self.dies = slower, dies
+        self.events: list[tuple[float, int, Callable[[float], None]]] = []
+        self.number = count()
+        self.asked: dict[int, Request] = {}
+        self.answers: dict[int, tuple[float, Answer | Drop | AnswerHere]] = {}
+        self.cancelled: set[int] = set()
+        self.offers = {
+            kind: {
+                tier: Offer(TRUTH[tier][0], cost(*(believed * s for s in TRUTH[tier][1:]))) for tier in LADDER[kind][1:]
+            }
+            for kind in KINDS
+        }
+        for kind in KINDS:
+            self.ladder.ready(kind, kind, self.offers[kind], 0.0)
+            for n in range(int(seconds / soa)):
+                self.at(1.0 + n * soa + self.random.uniform(0, 0.002), lambda now, kind=kind: self.ask(kind, now))
+        self.run()
+
+    def run(self) -> None:
+        while self.events or self.ladder.next_wake() < math.inf:
+            wake = self.ladder.next_wake()
+            if self.events and self.events[0][0] <= wake:
+                now, _, what = heapq.heappop(self.events)
+                what(now)
+            else:
+                self.take(self.ladder.tick(wake), wake)
+
+    def at(self, time: float, what: Callable[[float], None]) -> None:
+        heapq.heappush(self.events, (time, next(self.number), what))
+
+    def ask(self, kind: Kind, now: float) -> None:
+        id = len(self.asked) + 1
+        key = f"image {self.random.integers(200)}"
+        self.asked[id] = Request(id, kind, key, 1, now, now + BUDGETS[kind], (), NOTHING)
+        self.take(self.ladder.submit(self.asked[id], now), now)
+
+    def take(self, actions: list[Action], now: float) -> None:
+        for action in actions:
+            if isinstance(action, Start):
+                self.work(action, now)
+            elif isinstance(action, Cancel):
+                self.cancelled.add(action.id)
+            elif isinstance(action, AnswerHere):
+                self.end(action.request.id, action, now + float(self.random.uniform(0.001, 0.008)))
+            elif isinstance(action, Send) and not (isinstance(action.message, Answer) and action.message.partial):
+                self.end(action.message.id, action.message, now + HOP)
+
+    def end(self, id: int, how: Answer | Drop | AnswerHere, now: float) -> None:
+        assert id not in self.answers
+        self.answers[id] = (now, how)
+
+    def work(self, start: Start, now: float) -> None:
+        """Play the worker: unit by unit, until it is through, out of time, cancelled, or dead."""
+        _, first, each = TRUTH[start.tier]
+        scale = self.slower(now) * float(self.random.lognormal(0, 0.15))
+        wanted = min(start.units, int(self.random.integers(8, 24))) if start.tier == "llm" else start.units
+        if self.random.random() < self.dies:
+            self.at(now + first, lambda now: self.take(self.ladder.gone(start.worker, now, "killed"), now))
+            kind = start.request.kind
+            again = lambda now: self.take(self.ladder.ready(kind, kind, self.offers[kind], now), now)  # noqa: E731
+            self.at(now + first + 2.0, again)
+            return
+
+        def step(units: int) -> Callable[[float], None]:
+            def done(now: float) -> None:
+                if units < wanted and now < start.until and start.request.id not in self.cancelled:
+                    partial = answer(start, units, True, "so far" if start.tier == "llm" else "")
+                    self.take(self.ladder.progress(start.worker, partial, now), now)
+                    self.at(now + scale * each, step(units + 1))
+                else:
+                    self.take(self.ladder.finished(start.worker, answer(start, units), now), now)
+
+            return done
+
+        self.at(now + HOP + scale * first, step(1))
+
+    def in_time(self, kind: Kind) -> float:
+        """Share of requests that ended by their deadline; whatever superseded them did."""
+        asked = [r for r in self.asked.values() if r.kind == kind]
+        return float(np.mean([self.answers[r.id][0] <= r.deadline for r in asked]))
+
+    def shares(self, kind: Kind, since: float = 0.0) -> dict[str, float]:
+        """Share of each tier, and of what was superseded."""
+        how = [self.answers[r.id][1] for r in self.asked.values() if r.kind == kind and r.due >= since]
+        names = [
+            LADDER[kind][0] if isinstance(h, AnswerHere) else h.reason if isinstance(h, Drop) else h.tier for h in how
+        ]
+        return {name: n / len(how) for name, n in Counter(names).items()}
+
+    def steps(self) -> float:
+        """Mean diffusion steps."""
+        return float(
+            np.mean(
+                [h.result.units for _, h in self.answers.values() if isinstance(h, Answer) and h.tier == "diffusion"]
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def normal() -> Simulation:
+    return Simulation(0.2)
+
+
+@pytest.fixture(scope="module")
+def overload() -> Simulation:
+    return Simulation(0.2 / 3)
+
+
+def test_simulated_stream_is_in_time_by_good_tiers(normal: Simulation) -> None:
+    assert normal.answers.keys() == normal.asked.keys()
+    for kind in KINDS:
+        assert normal.in_time(kind) >= 0.99
+        assert normal.shares(kind)[LADDER[kind][-1]] > 0.95
+    assert normal.steps() > 1.8  # of 4, which would take 350 ms of every 200
+
+
+def test_simulated_overload_is_in_time_by_cheaper_tiers(normal: Simulation, overload: Simulation) -> None:
+    assert overload.answers.keys() == overload.asked.keys()
+    for kind in KINDS:
+        assert overload.in_time(kind) >= 0.99
+        assert overload.shares(kind).get(LADDER[kind][-1], 0) < normal.shares(kind)[LADDER[kind][-1]]
+    assert overload.shares("reconstruction")["latent"] > 0.5
+    assert overload.shares("caption")["llm"] > 0.2
+
+
+@pytest.mark.parametrize("soa", [0.2, 0.2 / 3])
+def test_simulated_best_tier_always_is_late(soa: float, request: pytest.FixtureRequest) -> None:
+    best = Simulation(soa, seconds=20.0, punctual=False)
+    assert best.answers.keys() == best.asked.keys()
+    ours = request.getfixturevalue("normal" if soa == 0.2 else "overload")
+    assert best.in_time("reconstruction") < 0.2 < 0.99 <= ours.in_time("reconstruction")
+    assert best.in_time("caption") <= ours.in_time("caption")
+
+
+def test_simulated_worker_that_dies_and_slows_down_leaves_none_late() -> None:
+    rough = Simulation(0.2, slower=lambda now: 3.0 if 30 < now < 60 else 1.0, dies=0.02)
+    assert rough.answers.keys() == rough.asked.keys()
+    for kind in KINDS:
+        assert rough.in_time(kind) >= 0.99
+        assert rough.shares(kind, since=100.0)[LADDER[kind][-1]] > 0.5  # it recovers from what it learnt while slow
+
+
+def test_simulated_warm_up_in_a_bad_minute_is_recovered_from() -> None:
+    wrong = Simulation(0.2, seconds=240.0, believed=10.0)
+    for kind in KINDS:
+        assert wrong.in_time(kind) >= 0.99
+        assert wrong.shares(kind, since=180.0)[LADDER[kind][-1]] > 0.9

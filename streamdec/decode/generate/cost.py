@@ -85,10 +85,12 @@ class Cost:
         units : int
             That it did, 1 or more.
         each : float, optional
-            Seconds between its units, where that is known; else all its units are taken as equally long.
+            Seconds between its units, where that is known; else the job is split as those before it, or evenly.
         """
         if units > 1:
-            each = seconds / units if each is None else each
+            if each is None:
+                expected = self.seconds(units)
+                each = self._quantiles[1] * seconds / expected if expected else seconds / units
             self._each.append(each)
             seconds = max(0.0, seconds - (units - 1) * each)
         else:

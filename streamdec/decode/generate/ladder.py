@@ -257,7 +257,8 @@ class Ladder:
             if worker.job is not None:
                 wakes.append(self._limit(worker.job.request) if worker.job.open else self._hung(worker.job))
         for kind, queue in self._queues.items():
-            wakes += [self._last_call(request, kind) for request in queue]
+            hope = self._hope(kind) if queue else math.inf
+            wakes += [self._last_call(request, hope) for request in queue]
         return min(wakes)
 
     # --- when ---------------------------------------------------------------------------------------------------------
@@ -270,10 +271,13 @@ class Ladder:
         """When a worker that was told to stop is taken to hang."""
         return job.cancelled + self.settings.grace
 
-    def _last_call(self, request: Request, kind: Kind) -> float:
-        """When a request that waits can no longer hope for one of the workers that are at something else."""
-        hopes = [worker.cheapest() for worker in self._of(kind) if worker.job is not None]
-        return self._limit(request) - self.settings.margin - min(hopes, default=math.inf)
+    def _hope(self, kind: Kind) -> float:
+        """Seconds that the cheapest tier takes of all the workers that are at something else."""
+        return min((worker.cheapest() for worker in self._of(kind) if worker.job is not None), default=math.inf)
+
+    def _last_call(self, request: Request, hope: float) -> float:
+        """When a request that waits can no longer hope for one of them."""
+        return self._limit(request) - self.settings.margin - hope
 
     def _until(self, place: int, worker: _Worker) -> float:
         """By when the request at this place of its queue must be through, on this worker.
@@ -298,19 +302,23 @@ class Ladder:
             elif job is not None and now >= self._hung(job):
                 actions.append(Kill(name, f"it has not stopped in {self.settings.grace:g} s"))
                 del self._workers[name]
-        for queue in self._queues.values():
-            place = 0
+        for kind, queue in self._queues.items():
+            place, hope = 0, self._hope(kind)
             while place < len(queue):
-                action = self._place(place, queue[place], now)
+                request = queue[place]
+                action: Action | None = self._start(place, request, now)
+                if action is None and now >= self._last_call(request, hope):
+                    action = self._here(request, "no time left" if self._of(kind) else "no worker is there")
                 if action is None:
                     place += 1
                 else:
                     del queue[place]
                     actions.append(action)
+                    hope = self._hope(kind)
         return actions
 
-    def _place(self, place: int, request: Request, now: float) -> Action | None:
-        """Start a request that waits, give it up, or, with None, let it wait."""
+    def _start(self, place: int, request: Request, now: float) -> Start | None:
+        """Start the request at this place of its queue, where a free worker can do it in time."""
         best: tuple[int, int, float, str] | None = None  # better tier, more units, sooner done
         for name, worker in self._workers.items():
             if worker.kind == request.kind and worker.job is None:
@@ -318,15 +326,13 @@ class Ladder:
                 if plan is not None:
                     offer = worker.offers[LADDER[worker.kind][plan[0]]]
                     best = max(best or (-1, 0, 0.0, ""), (*plan, -offer.cost.seconds(plan[1]), name))
-        if best is not None:
-            position, units, _, name = best
-            worker, tier = self._workers[name], LADDER[request.kind][position]
-            start = Start(name, request, tier, units, self._until(place, worker))
-            worker.job = _Job(start, worker.offers[tier], now)
-            return start
-        if now < self._last_call(request, request.kind):
+        if best is None:
             return None
-        return self._here(request, "no time left" if self._of(request.kind) else "no worker is there")
+        position, units, _, name = best
+        worker, tier = self._workers[name], LADDER[request.kind][position]
+        start = Start(name, request, tier, units, self._until(place, worker))
+        worker.job = _Job(start, worker.offers[tier], now)
+        return start
 
     def _lose(self, name: str, reason: str) -> list[Action]:
         worker = self._workers.pop(name, None)
