@@ -28,7 +28,8 @@ from .types import Chunk, ClockOffset, Connection, Ended, Epoch, Event, Float32,
 
 _SCALE_AFTER = 3.0  # seconds of signal before its scale is judged
 _RATE_AFTER = 10.0  # seconds of stamps before the effective rate is judged
-_RATE_EXCESS = 0.1  # samples may come this much faster than they are due: a backlog is worked off
+_RATE_EXCESS = 0.1  # samples may come this much faster than they are due
+_RATE_BREAKS = 10  # segments by then, from which on the stamps say nothing of the rate
 
 
 class IntakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -265,7 +266,9 @@ class Intake:
     def _check_rate(self, arrival: float) -> list[Output]:
         effective, tolerance = self.clock.sfreq_effective, self.settings.rate_tolerance
         # Stamps deduced from a nominal rate far too low step back with every packet: no line goes through them.
-        if self._came > (1 + _RATE_EXCESS) * self.signal.sfreq * (arrival - self._first_arrival) > 0:
+        # Where they do not, samples that come faster than they are due are a backlog.
+        broken = self.clock.segments >= _RATE_BREAKS
+        if broken and self._came > (1 + _RATE_EXCESS) * self.signal.sfreq * (arrival - self._first_arrival) > 0:
             effective = self._came / (arrival - self._first_arrival)
         off = abs(effective / self.signal.sfreq - 1)
         if off > tolerance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -229,6 +230,17 @@ def test_wrong_rates_are_refused(bundle: Bundle) -> None:
     ]
     with pytest.raises(StreamMismatch, match="effective rate"):
         play(bundle, script)
+
+
+def test_a_backlog_at_the_start_is_no_wrong_rate(bundle: Bundle) -> None:
+    """Twice as fast as due for the first seconds, with true stamps: an amplifier that was held up."""
+    data, onsets, keys = presentation(60)
+    script: list[Event] = []
+    for event in events(data, onsets, keys, itertools.repeat(10)):
+        late = max(event.arrival, 1008 + (event.arrival - 1000) / 2)
+        script.append(msgspec.structs.replace(event, arrival=late))
+    _, counts = play(bundle, script)
+    assert counts.decided == 60
 
 
 def test_reconnect_opens_a_segment_and_settles(tmp_path: Path) -> None:
