@@ -10,17 +10,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from .acquire.lsl import loopback
-from .errors import StreamError
-from .feed.schema import Counts, Gallery, Retrieval, Session, Stats
+from .errors import ConfigError, StreamError
 from .feed.subscriber import Subscriber
 from .simulate.amplifier import CATCH
+from .simulate.world import World
+from .tally import Tally
 
 DEMO_BUNDLE = Path(__file__).parent / "simulate" / "demo_bundle.zip"
+FULL_BUNDLE = Path(__file__).parent / "simulate" / "demo_full.zip"
+FULL_GENERATOR = Path(__file__).parent / "simulate" / "demo_generator"
 DEMO_SESSION = 9
 """Session of the simulated subject that the demo plays: its noise and order are in no training data."""
 
@@ -78,8 +80,14 @@ def amplifier_process(stack: ExitStack, name: str, n_images: int) -> subprocess.
 
 
 @contextmanager
-def simulated_session() -> Iterator[Subscriber]:
-    """Amplifier and serving process run while it is open; the subscriber reads their feed."""
+def simulated_session(*, full: bool = False) -> Iterator[Subscriber]:
+    """Amplifier and serving process run while it is open; the subscriber reads their feed.
+
+    Parameters
+    ----------
+    full : bool
+        With captions and reconstructions.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamdec-demo-")))
         name = f"simulated-{uuid.uuid4().hex[:8]}"
@@ -88,11 +96,12 @@ def simulated_session() -> Iterator[Subscriber]:
         config = folder / "serve.toml"
         config.write_text(f'[intake.markers]\nignore = "{CATCH}"\n', encoding="utf-8")
         amplifier_process(stack, name, _N_IMAGES)
-        _, endpoint = serve_process(stack, DEMO_BUNDLE, name, f"{name}-markers", "--config", str(config))
+        bundle, more = (FULL_BUNDLE, ("--generator", str(FULL_GENERATOR))) if full else (DEMO_BUNDLE, ())
+        _, endpoint = serve_process(stack, bundle, name, f"{name}-markers", "--config", str(config), *more)
         yield stack.enter_context(Subscriber(endpoint))
 
 
-def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None]) -> int:
+def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None], full: bool = False) -> int:
     """Run the demo for ``seconds`` (None: until Ctrl-C); return 0 when images were found far above chance.
 
     Parameters
@@ -102,11 +111,21 @@ def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None]) -
         A summary instead of the live table.
     say : callable
         Takes a line for the user.
+    full : bool
+        With captions and reconstructions; then captions must also say more than those of other images would.
+
+    Raises
+    ------
+    ConfigError
+        ``full`` needs packages that are not installed.
     """
+    missing = [name for name in ("torch", "transformers", "diffusers") if full and find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"demo --full needs {', '.join(missing)}", do='install it: pip install ".[generate]"')
     say(f"a simulated subject sees {_N_IMAGES} images over and over; starting amplifier and decoder ...")
-    with simulated_session() as subscriber:
+    with simulated_session(full=full) as subscriber:
         if headless:
-            return _summary(subscriber, seconds, say)
+            return _summary(subscriber, seconds, say, full=full)
         from rich.console import Console
 
         from .watch import watch
@@ -115,45 +134,23 @@ def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None]) -
         return 0
 
 
-def _summary(subscriber: Subscriber, seconds: float | None, say: Callable[[str], None]) -> int:
+def _summary(subscriber: Subscriber, seconds: float | None, say: Callable[[str], None], *, full: bool) -> int:
     """Collect for ``seconds``, print what was found."""
-    decisions: list[Retrieval] = []
-    counts: Counts | None = None
+    tally = Tally()
     began: float | None = None
     patience = time.monotonic() + _PATIENCE
-    n_gallery = 0
-    while True:
-        now = time.monotonic()
-        if began is not None and seconds is not None and now - began > seconds:
-            break
-        if began is None and now > patience:
+    while began is None or seconds is None or time.monotonic() - began <= seconds:
+        if began is None and time.monotonic() > patience:
             raise StreamError(f"no decision within {_PATIENCE:g} s", do="run streamdec demo --debug")
         received = subscriber.receive(0.5)
-        if received is None:
-            continue
-        message = received.message
-        if isinstance(message, Retrieval) and message.final:
-            began = began or time.monotonic()
-            decisions.append(message)
-        elif isinstance(message, Gallery):
-            n_gallery = len(message.entries)
-        elif isinstance(message, Session) and message.state == "refused":
-            raise StreamError("the demo's own stream was refused", got=message.reason)
-        elif isinstance(message, Stats):
-            counts = message.counts
-    ranks = np.array([decision.rank for decision in decisions if decision.rank is not None])
-    latency = 1e3 * np.array([decision.timing.latency for decision in decisions])
-    budget = 1e3 * decisions[0].timing.budget
-    met = sum(decision.timing.deadline_met for decision in decisions)
-    first, five = np.mean(ranks == 1), np.mean(ranks <= 5)
-    most = max(decision.repetitions for decision in decisions)
-    say(f"{len(decisions)} decisions on simulated EEG, up to {most} repetitions of an image behind one")
-    say(f"shown image first of {n_gallery}: {100 * first:.0f} % (chance {100 / n_gallery:.1f} %)")
-    say(f"shown image among the first five: {100 * five:.0f} % (chance {500 / n_gallery:.1f} %)")
-    p50, p99 = np.percentile(latency, (50, 99))
-    say(f"latency beyond the epoch's end, packet's wait included: median {p50:.1f} ms, p99 {p99:.1f} ms")
-    say(f"{met} of {len(decisions)} within the budget of {budget:.0f} ms")
-    if counts is not None:
-        other = counts.onsets - counts.decided - counts.open
-        say(f"{counts.onsets} onsets: {counts.decided} decided, {counts.open} open, {other} ended otherwise")
-    return 0 if five > 15 / n_gallery else 1
+        if received is not None:
+            tally.add(received.message)
+            began = began or (time.monotonic() if tally.decisions else None)
+    lines, good = tally.retrieval()
+    if full:
+        said, true = tally.captions(World(0))
+        lines += [*tally.generated("caption"), *said, *tally.generated("reconstruction")]
+        good = good and true and bool(tally.made["reconstruction"])
+    for line in lines:
+        say(line)
+    return 0 if good else 1
