@@ -1,4 +1,4 @@
-"""``streamdec-train judge``: how good captions and pictures are."""
+"""``streamdec-train results`` and ``judge``: captions and pictures of test stimuli, and how good they are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,22 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the commands."""
+    results = commands.add_parser("results", help="what each tier of a generator makes of test stimuli, to judge")
+    results.add_argument("bundle", type=Path)
+    results.add_argument("generator", type=Path)
+    results.add_argument("out", type=Path, help="new folder for pictures and results.tsv")
+    stimuli = results.add_mutually_exclusive_group(required=True)
+    stimuli.add_argument("--prepared", type=Path, help="store: its test items, all repetitions averaged")
+    stimuli.add_argument("--simulated", type=int, metavar="N", help="so many of the 200 images of the demo's subject")
+    results.add_argument("--repetitions", type=int, default=80, help="of each simulated image (default: 80)")
+    results.add_argument(
+        "--steps", type=_steps, default=(), metavar="N[,...]", help="of diffusion (default: the generator's most)"
+    )
+    results.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    results.add_argument("--threads", type=int, default=1, help="within one operation on the CPU (default: 1)")
+    results.set_defaults(run=_results)
+
     judge = commands.add_parser("judge", help="captions and pictures beside what was shown, with controls")
     judge.add_argument(
         "results", type=Path, help="folder with results.tsv (by, key, label, caption, picture), or a recorded session"
@@ -37,6 +52,34 @@ def add(commands: Any) -> None:
     judge.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     judge.add_argument("--out", type=Path, metavar="JSON", help="write the figures there too")
     judge.set_defaults(run=_judge)
+
+
+def _results(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from streamdec.decode import bundle as bundles
+    from streamdec.decode.generate.generator import open_generator
+
+    from .data.store import Prepared
+    from .judge import make
+
+    bundle = bundles.read(args.bundle, live=False)
+    generator = open_generator(args.generator, bundle.manifest)
+    with progress(err) as report:
+        if args.prepared:
+            requests = make.of_store(bundle, Prepared(args.prepared))
+        else:
+            requests = make.demo_subject(bundle, args.simulated, args.repetitions, report)
+        made = make.make(
+            requests,
+            bundle,
+            generator,
+            args.out,
+            steps=args.steps,
+            device=args.device,
+            threads=args.threads,
+            report=report,
+        )
+    makers = ", ".join(dict.fromkeys(one.by for one in made))
+    tell(out, f"{args.out}: {len(requests)} stimuli by {makers}")
 
 
 def _judge(args: argparse.Namespace, out: Console, err: Console) -> None:
@@ -61,6 +104,13 @@ def _judge(args: argparse.Namespace, out: Console, err: Console) -> None:
             replace(args.out, msgspec.json.format(msgspec.json.encode(found), indent=2))
         except OSError as error:
             raise DataError(f"{args.out} cannot be written", got=error.strerror) from error
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: whole numbers, such as 1,2,4") from error
 
 
 def _show(out: Console, found: Verdict) -> None:
