@@ -131,7 +131,7 @@ def test_bank_by_way_of_an_adapter(tmp_path: Path) -> None:
     embeddings = (images @ turn).astype(np.float32)
     own = [sentences_of(CAPTIONS)[kind] for kind in kinds]
     scale, adapter, explained = write_bank(
-        tmp_path, CAPTIONS, "spelling", embeddings, images, kinds, embeddings, own, nn.Identity()
+        tmp_path, CAPTIONS, "spelling", embeddings, images, np.arange(60), embeddings, own, nn.Identity()
     )
     assert adapter == "bank_adapter.onnx"
     assert explained <= 1

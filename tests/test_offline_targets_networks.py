@@ -287,3 +287,33 @@ def test_out_of_memory_says_the_batch_that_fits(name: str, pictures, tmp_path, m
     most = 0
     with pytest.raises(EngineError, match="smaller model"):
         made(ITEMS, Images(pictures))
+
+
+def test_open_clip_from_a_folder(tmp_path: Path, pictures: Path) -> None:
+    """Config, weights and tokenizer of one's own: what open_clip calls local-dir."""
+    import json
+
+    from safetensors.torch import save_file
+
+    tiny = Path(__file__).parents[1] / "offline" / "targets" / "tiny.json"
+    folder = tmp_path / "own"
+    tiny_models.bert(folder)  # for its tokenizer
+    for left in ("config.json", "model.safetensors"):
+        (folder / left).unlink()
+    config = json.loads(tiny.read_text())
+    size = config["vision_cfg"]["image_size"]
+    config["text_cfg"] |= {"hf_tokenizer_name": "own", "vocab_size": 64}
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": size}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    torch.manual_seed(1)
+    network = open_clip.CLIP(**config)
+    save_file(network.state_dict(), folder / "open_clip_model.safetensors")
+    made = encoder(f"open_clip:{folder}", ITEMS, "cpu")(ITEMS, Images(pictures))
+    assert made.shape == (len(ITEMS), config["embed_dim"])
+    said = encoder(f"open_clip_text:{folder}", ITEMS, "cpu")(ITEMS, Images(pictures))
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(LABELS))
+    with torch.no_grad():
+        np.testing.assert_allclose(said, network.eval().encode_text(tokens), atol=1e-5)
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="open_clip model"):
+        encoder(f"open_clip:{folder}", ITEMS, "cpu")

@@ -123,7 +123,7 @@ class _Builder:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             commit=checkpoint.commit(),
             config={
-                "generator": msgspec.to_builtins(config),
+                "generator": _without_folders(msgspec.to_builtins(config)),
                 "method": meta.method,
                 "notes": self.notes,
                 "versions": checkpoint.versions(),
@@ -359,6 +359,15 @@ class _Builder:
         self.notes |= {f"{part}.{name}": value for name, value in found.items()}
         if part in _CITATIONS:
             self.citations.append(_CITATIONS[part])
+
+
+def _without_folders(value: Any) -> Any:
+    """Keep the names of files and folders, and not where they were on the machine that made it."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
 
 
 class _Behind(nn.Module):

@@ -62,7 +62,7 @@ def load(model: str, weights: str, file: str = "", device: str = "cpu") -> Loade
     Parameters
     ----------
     model : str
-        As open_clip names it, such as "ViT-H-14"; or :data:`TINY`.
+        As open_clip names it, such as "ViT-H-14"; :data:`TINY`; or a folder with its own config, weights and tokenizer.
     weights : str
         A pretrained tag ("laion2b_s32b_b79k"), the path of a local weights file, or :data:`RANDOM`. For weights that
         only a path names, open_clip's default image preparation and activation hold: see ``file``.
@@ -83,6 +83,8 @@ def load(model: str, weights: str, file: str = "", device: str = "cpu") -> Loade
     except ImportError as error:
         raise missing("open_clip", "train") from error
     check_device(device)
+    if Path(model).is_dir():
+        return _folder(Path(model), device)
     if model == TINY and model not in open_clip.list_models():
         open_clip.add_model_config(Path(__file__).with_name("tiny.json"))
     if model not in open_clip.list_models():
@@ -120,6 +122,23 @@ def load(model: str, weights: str, file: str = "", device: str = "cpu") -> Loade
     )
 
 
+def _folder(path: Path, device: str) -> Loaded:
+    """Load a model that lies in a folder as open_clip's ``local-dir:`` has it."""
+    import open_clip
+
+    where, allowed = f"local-dir:{path}", "open_clip_config.json, its weights as safetensors, and a tokenizer"
+    if not any(path.glob("*.safetensors")):  # open_clip would go on with random ones
+        raise ConfigError(f"open_clip model {path}", got="no weights", allowed=allowed)
+    try:
+        network, _, transform = open_clip.create_model_and_transforms(where, device=device)
+        tokenize = open_clip.get_tokenizer(where)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"open_clip model {path}", got=first, allowed=allowed) from error
+    told = {"model": digest(path), "open_clip": open_clip.__version__}
+    return Loaded(network.eval().requires_grad_(False), transform, tokenize, told)
+
+
 def _where(tag: dict[str, Any], model: str, weights: str) -> str:
     """Say how weights get here without a network."""
     hub, _, name = tag.get("hf_hub", "").rpartition("/")
@@ -130,13 +149,15 @@ def _where(tag: dict[str, Any], model: str, weights: str) -> str:
 
 
 def split(name: str) -> tuple[str, str]:
-    """Split "MODEL/WEIGHTS"; weights may be a path.
+    """Split "MODEL/WEIGHTS"; weights may be a path. A folder is both.
 
     Raises
     ------
     ConfigError
         One of them is not there.
     """
+    if Path(name).is_dir():
+        return name, ""
     model, _, weights = name.partition("/")
     if not model or not weights:
         raise ConfigError(
