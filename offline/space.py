@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from . import checkpoint
 from .checkpoint import RunMeta
+from .data.store import Item
 from .methods.base import Encoder
 from .targets.store import Targets
 
 _PROBES = 3
 _FUSION = ("learner.fusion.",)
 _SCALING = ("centre", "scale")
+_LIBRARIES = ("open_clip", "transformers", "diffusers")
 
 
 def space(path: Path, meta: RunMeta, encoder: Encoder, targets: Mapping[str, Targets]) -> str:
@@ -26,7 +28,7 @@ def space(path: Path, meta: RunMeta, encoder: Encoder, targets: Mapping[str, Tar
 
     It is made of where the target features are from, and of what the method does to them: nothing, scaling, the fusion
     of a frozen prior; two runs that agree in these share it. Where a method trains its target side, it is of this run
-    alone.
+    alone. Where a model lay, which version of a library ran it, and what was done to the images do not count.
 
     Parameters
     ----------
@@ -37,26 +39,40 @@ def space(path: Path, meta: RunMeta, encoder: Encoder, targets: Mapping[str, Tar
     targets : mapping of str to Targets
         What it was fitted to.
     """
-    told = {role: of_role.meta.provenance for role, of_role in sorted(targets.items())}
-    whole = hashlib.sha256(msgspec.json.encode(told, order="deterministic"))
+    role = _untouched(encoder, targets)
+    if role is not None:
+        return _named([origin(targets[role].meta.provenance)], {})
     arrays, _ = checkpoint.load(path)
-    if _identity(encoder, targets):
-        kept: dict[str, npt.NDArray[Any]] = {}
-    elif meta.settings.get("prior"):
+    kept = dict(arrays)
+    if meta.settings.get("prior"):
         kept = {name: array for name, array in arrays.items() if name.startswith((*_FUSION, *_SCALING))}
     elif meta.method == "ridge":
         kept = {name: arrays[name] for name in _SCALING}
-    else:
-        kept = dict(arrays)
-    for name in sorted(kept):
-        whole.update(name.encode() + np.ascontiguousarray(kept[name]).tobytes())
+    return _named({name: origin(of_role.meta.provenance) for name, of_role in sorted(targets.items())}, kept)
+
+
+def origin(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what defines the space of a target encoder's features, of all its provenance says."""
+    by_content = str(provenance.get("weights", "")).startswith("sha256:")
+    left_out = {*_LIBRARIES, "images", *(("model",) if by_content else ())}
+    return {
+        key: origin(value) if isinstance(value, Mapping) else value
+        for key, value in provenance.items()
+        if key not in left_out
+    }
+
+
+def _named(told: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    whole = hashlib.sha256(msgspec.json.encode(told, order="deterministic"))
+    for name in sorted(arrays):
+        whole.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return f"sha256:{whole.hexdigest()}"
 
 
-def _identity(encoder: Encoder, targets: Mapping[str, Targets]) -> bool:
-    """Whether candidates are the features themselves."""
-    if len(targets) != 1:
-        return False
-    ((role, features),) = targets.items()
-    rows = np.asarray(features.rows()[:_PROBES], np.float32)
-    return rows.ndim == 2 and np.array_equal(encoder.candidates({role: rows}), rows)
+def _untouched(encoder: Encoder, targets: Mapping[str, Targets]) -> str | None:
+    """Find the role whose features the candidates are, as they are; None where there is none."""
+    first = next(iter(targets.values()))
+    items = [Item(name, name, name) for name in first.meta.ids[:_PROBES]]
+    rows = {role: np.asarray(of_role.of(items)) for role, of_role in targets.items()}
+    made = encoder.candidates(rows)
+    return next((role for role in rows if np.array_equal(made, rows[role])), None)
