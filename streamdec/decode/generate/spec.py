@@ -79,12 +79,13 @@ class Diffusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``model`` as in :class:`Llm`: any text-to-image pipeline of diffusers with a UNet2DConditionModel; ``vae`` another
     autoencoder for it (a tiny one is faster), "" for its own. ``adapter`` IP-Adapter weights in the official layout
-    (safetensors, ``image_proj.*`` and ``ip_adapter.*``). ``prompt`` a safetensors file with ``prompt_embeds`` and,
-    where the model takes them, ``pooled_prompt_embeds`` of the empty prompt: no text encoder is loaded.
-    ``conditioner`` an ONNX network (1, dim) [and ``noise`` (1, D)] -> (1, D) before the adapter: the projector phi_c of
-    a Fusion Prior, or a whole sampled diffusion prior; "" feeds the embedding as it is. ``scheduler`` a class of
-    diffusers, "" for the model's own. ``min_steps``..``max_steps`` as time allows. ``size`` of the image, pixels.
-    ``preview`` steps of fewer than which no preview is sent, 0 for never.
+    (safetensors, ``image_proj.*`` and ``ip_adapter.*``), of the plain kind: one vector, 4 tokens. ``prompt`` a
+    safetensors file with ``prompt_embeds`` and, where the model takes them, ``pooled_prompt_embeds`` of the empty
+    prompt: no text encoder is loaded. ``conditioner`` an ONNX network (1, dim) [and ``noise``, of any fixed shape] ->
+    (1, D) before the adapter: the projector phi_c of a Fusion Prior, or a whole sampled diffusion prior; "" feeds the
+    embedding as it is. ``scheduler`` a class of diffusers, "" for the model's own. ``min_steps``..``max_steps`` as time
+    allows. ``size`` of the image, pixels. ``guidance`` against no image, above 1 it doubles the cost.
+    ``adapter_scale`` of what the adapter adds. ``preview`` steps of fewer than which no preview is sent, 0 for never.
     """
 
     model: str

@@ -97,7 +97,7 @@ class DiffusionTier:
         if self._conditioner is not None:
             embedding = self._conditioner(embedding, seed(request))
         shown = torch.from_numpy(embedding)[None]  # (1, 1, D): one image, one vector
-        if self._spec.guidance > 1:
+        if self._pipe.unet.config.time_cond_proj_dim is None and self._spec.guidance > 1:  # as the pipelines decide
             shown = torch.cat([torch.zeros_like(shown), shown])  # as diffusers has it for no image
         drawing = _Drawing(Result(units=0, wanted=units))
 
