@@ -93,12 +93,25 @@ def parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="with --bundle: compare with the results in the recording"
     )
 
+    worker = command("worker", _worker, "generate captions and pictures for a session on another machine")
+    worker.add_argument("generator", type=Path, help="the session's generator: a copy of its folder")
+    worker.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="the session's generate.listen")
+    worker.add_argument("--keys", type=Path, help="this machine's folder, made by streamdec keys")
+    worker.add_argument(
+        "--kind", choices=("caption", "reconstruction"), help="only this (default: all that the generator has)"
+    )
+    worker.add_argument("--device", default="cpu", help="as torch names it, such as cuda:0 (default: cpu)")
+    worker.add_argument("--threads", type=int, default=1, help="on the CPU (default: 1)")
+
     watch = command("watch", _watch, "show the feed as a live table")
     watch.add_argument("--seconds", type=float, help="stop after so many seconds")
     watch.add_argument("--keys", type=Path, help="this client's folder, made by streamdec keys")
     _feed_options(watch)
 
     demo = command("demo", _demo, "play a simulated subject, decode it live, and show the feed")
+    demo.add_argument(
+        "--full", action="store_true", help="with captions and pictures, by small models (needs the extra `generate`)"
+    )
     demo.add_argument("--headless", action="store_true", help="print a summary instead of the table")
     demo.add_argument(
         "--seconds", type=float, help="stop after so many seconds (default: when you press Ctrl-C; 30 with --headless)"
@@ -119,9 +132,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--soa", type=float, default=0.2, help="seconds from one stimulus to the next (default: 0.2)")
     bench.add_argument("--chunk", type=int, default=10, help="samples per packet of the amplifier (default: 10)")
 
-    keys = command("keys", _keys, "make the CURVE keys of a feed that is read on other machines")
+    keys = command("keys", _keys, "make the CURVE keys of a feed that is read, or workers that run, on other machines")
     keys.add_argument("folder", type=Path, help="new folder: the server's keys, and a folder to hand over per client")
-    keys.add_argument("clients", nargs="+", metavar="CLIENT", help="name of somebody who may read the feed")
+    keys.add_argument(
+        "clients", nargs="+", metavar="CLIENT", help="name of somebody who may read the feed, or of a worker"
+    )
     return top
 
 
@@ -165,6 +180,18 @@ def _serve(options: argparse.Namespace) -> int:
 
     counts = serve(_config(options), _say)
     _say(account(counts))
+    return 0
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from .decode.generate.join import join
+    from .serve import until_signal
+
+    if options.threads < 1:
+        raise ConfigError("--threads", got=options.threads, allowed="1 or more")
+    kinds = (options.kind,) if options.kind else ()
+    with until_signal() as stopped:
+        join(options.generator, options.connect, options.keys, kinds, options.device, options.threads, stopped, _say)
     return 0
 
 
@@ -242,7 +269,7 @@ def _demo(options: argparse.Namespace) -> int:
     from .demo import demo
 
     seconds = options.seconds if options.seconds or not options.headless else 30.0
-    return demo(seconds, headless=options.headless, say=_say)
+    return demo(seconds, headless=options.headless, say=_say, full=options.full)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import Popen, TimeoutExpired
 from typing import TypeAlias
 
 import msgspec
@@ -24,8 +22,8 @@ from ...types import Candidate, Float32
 from .dispatcher import DispatcherPlan, Local
 from .job import KINDS, Answer, Drop, Kind, Request
 from .ladder import LadderSettings
-from .link import Close, Line, Notice, Ready, ToLoop, Unable, check_listen
-from .supervise import BackOff, reason, spawn
+from .link import Close, Line, Notice, Ready, ToLoop, check_listen
+from .supervise import Keeper
 
 Event: TypeAlias = Answer | Drop | Notice
 
@@ -142,15 +140,13 @@ class Client:
         self.workers: dict[str, Notice] = {}
         self._plan, self._clock = plan, clock
         self._folder = Path(tempfile.mkdtemp(prefix="streamdec-"))
-        self._process: Popen[bytes] | None = None
+        self._keeper = Keeper("streamdec.decode.generate.dispatcher")
         self._line: Line[ToLoop] | None = None
         self._lives = 0
         self._ids = 0
         self._open: dict[int, float] = {}  # until when there is hope for an answer
         self._events: deque[Event] = deque()
-        self._back_off = BackOff()
-        self._due = self._look = self._started = self._heard = -math.inf
-        self._why = ""
+        self._look = self._heard = -math.inf
         self._ready = self._reads_epoch = self._finished = False
 
     def open(self, wait: float, say: Callable[[str], None] = lambda line: None) -> None:
@@ -166,14 +162,14 @@ class Client:
         self._start(self._clock())
         end = time.monotonic() + wait
         while not self._ready:
-            if time.monotonic() > end:
+            if time.monotonic() > end and self._heard < math.inf:
                 say(f"not all workers are warm after {wait:g} s; the session opens without them")
                 return
             for event in self.poll(_OPEN):
                 if isinstance(event, Notice):
                     say(tell(event))
-            if self._process is None:
-                raise BundleError("the dispatcher cannot run", got=self._why)
+                if isinstance(event, Notice) and event.worker == DISPATCHER:
+                    raise BundleError("nothing can be generated", got=event.reason)
             time.sleep(0.01)
 
     def ask(
@@ -196,7 +192,7 @@ class Client:
         request = Request(self._ids, kind, key, repetitions, due, deadline, candidates, embedding, seen)
         if len(self._open) >= _OPEN:
             self._events.append(Drop(request.id, f"{_OPEN} requests are open"))
-        elif self._line is None:
+        elif self._line is None or self._heard == math.inf:
             self._events.append(Drop(request.id, "the dispatcher is not there"))
         elif not self._line.send(request):
             self._events.append(Drop(request.id, "the dispatcher does not keep up"))
@@ -209,11 +205,11 @@ class Client:
 
         Partial answers come only before the end of their request, and of each request there is one end.
         """
+        self._receive(most)
         now = self._clock()
         if now >= self._look:
             self._look = now + _LOOK
             self._attend(now)
-        self._receive(most)
         return [self._events.popleft() for _ in range(min(most, len(self._events)))]
 
     def finish(self) -> list[Event]:
@@ -222,7 +218,7 @@ class Client:
             return []
         self._finished = True
         end = time.monotonic() + _DRAIN
-        while self._open and self._process is not None and time.monotonic() < end:
+        while self._open and self._line is not None and time.monotonic() < end:
             self._attend(self._clock())
             self._receive(_OPEN)
             time.sleep(0.002)
@@ -236,7 +232,10 @@ class Client:
     def close(self) -> None:
         """End all processes. Idempotent."""
         self.finish()
-        self._let_go()
+        self._keeper.close(_FAREWELL)
+        if self._line is not None:
+            self._line.close()
+            self._line = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self, most: int) -> None:
@@ -257,8 +256,6 @@ class Client:
                     if self._ready:
                         self._note(Notice(DISPATCHER, "ready"))
                     self._ready = True
-                case Unable():
-                    self._why = message.reason
                 case _:  # a beat, or what comes too late
                     pass
 
@@ -269,15 +266,12 @@ class Client:
 
     def _attend(self, now: float) -> None:
         """Look after the dispatcher, and end what there is no hope for."""
-        if self._process is not None:
-            status = self._process.poll()
-            if status is not None:
-                self._lose(now, self._why or reason(status))
-            elif now - self._heard > _SILENT and self._ready:
-                self._process.kill()
-                self._process.wait()
-                self._lose(now, f"it gave no sign for {_SILENT:g} s")
-        elif now >= self._due and self._ready and not self._finished:
+        if self._line is not None and self._ready and now - self._heard > _SILENT:
+            self._keeper.kill()
+        if (why := self._keeper.ended(now)) is not None:
+            self._receive(_OPEN)  # what it still said
+            self._lose(f"it gave no sign for {_SILENT:g} s" if now - self._heard > _SILENT else why)
+        if now >= self._keeper.due and self._ready and not self._finished:
             self._start(now)
         for id_ in [id_ for id_, hope in self._open.items() if now > hope]:
             del self._open[id_]
@@ -288,34 +282,18 @@ class Client:
         loop, local = (f"ipc://{self._folder}/{name}-{self._lives}" for name in ("loop", "workers"))
         self._line = Line(loop, ToLoop, "loop")
         told = msgspec.structs.replace(self._plan, loop=loop, local=local)
-        module = "streamdec.decode.generate.dispatcher"
-        command = [sys.executable, "-P", "-m", module, msgspec.json.encode(told).decode()]
-        self._process = spawn(command, threads=1)
-        self._started = self._heard = now
+        self._keeper.start(now, told)
+        self._heard = math.inf  # it loads first, and says nothing
 
-    def _lose(self, now: float, why: str) -> None:
+    def _lose(self, why: str) -> None:
         """The dispatcher is gone."""
-        self._receive(_OPEN)  # what it still said
-        self._why = why
-        self._due = now + self._back_off.after(now - self._started)
+        if self._line is not None:
+            self._line.close()
+            self._line = None
         self.workers.clear()
         self._note(Notice(DISPATCHER, "lost", why))
         self._give_up("the dispatcher is gone")
-        self._let_go()
 
     def _give_up(self, why: str) -> None:
         self._events += [Drop(id_, why) for id_ in self._open]
         self._open.clear()
-
-    def _let_go(self) -> None:
-        if self._process is not None:
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            try:
-                self._process.wait(_FAREWELL)
-            except TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if self._line is not None:
-            self._line.close()
-        self._process = self._line = None

@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,14 +43,13 @@ from .link import (
     Quit,
     Ready,
     ToDispatcher,
-    Unable,
     Waiter,
     WorkerState,
 )
 from .link import Cancel as CancelJob
 from .supervise import UNABLE, Keeper
 from .tiers.base import First, open_first, plain
-from .worker import BEAT, OPENS, SILENCE, WorkerPlan, fingerprint
+from .worker import BEAT, MODULE, OPENS, SILENCE, WorkerPlan, fingerprint
 
 _STUCK = 10.0  # seconds without a beat after which a worker of ours is taken to be stopped, and ended
 _SAVE = 60.0  # seconds between two looks at whether costs are to be saved
@@ -125,7 +123,7 @@ class Dispatcher:
         self._costs = Costs(Path(plan.costs) if plan.costs else None, self.generator.hash)
         self._hub = Hub(plan.local, plan.listen, Path(plan.keys) if plan.keys else None)
         self._fingerprint = fingerprint(self.generator.manifest)
-        self._keepers: dict[str, Keeper] = {}
+        self._keepers: dict[str, tuple[Keeper, WorkerPlan]] = {}
         self._peers: dict[bytes, _Peer] = {}
         self._running: dict[str, tuple[Start, float]] = {}
         self._states: dict[str, WorkerState] = {}
@@ -151,7 +149,7 @@ class Dispatcher:
             due = min(
                 self._ladder.next_wake(),
                 self._beat_due,
-                *(keeper.due for keeper in self._keepers.values()),
+                *(keeper.due for keeper, _ in self._keepers.values()),
                 now + _CROWDED if self._outbox else math.inf,
             )
             self._waiter.wait(due - self._clock())
@@ -163,9 +161,9 @@ class Dispatcher:
 
     def close(self) -> None:
         """Let the workers go, and keep what was learnt of their costs."""
-        for keeper in self._keepers.values():
+        for keeper, _ in self._keepers.values():
             keeper.let_go()
-        for keeper in self._keepers.values():
+        for keeper, _ in self._keepers.values():
             keeper.close(_FAREWELL)
         self._hub.close()
         self._flush()
@@ -192,16 +190,15 @@ class Dispatcher:
     def _take(self, peer: bytes, message: FromWorker) -> None:
         now = self._clock()
         known = self._peers.get(peer)
-        if isinstance(message, Hello):
-            self._welcome(peer, message, now)
-            return
-        if isinstance(message, Unable):
-            self._say(plain(message.name)[:64], "failed", message.reason)
-            return
         if known is None:
-            self._hub.send(peer, Introduce())
+            if isinstance(message, Hello):
+                self._welcome(peer, message, now)
+            else:
+                self._hub.send(peer, Introduce())
             return
         known.heard = now
+        if isinstance(message, Hello):  # it and the question who this is have met on their way
+            return
         running = self._running.get(known.name)
         if isinstance(message, Beat) or running is None or running[0].request.id != message.id:
             return
@@ -314,18 +311,18 @@ class Dispatcher:
     def _keep(self, name: str, local: Local) -> None:
         plan = self._plan
         told = WorkerPlan(name, local.kind, plan.generator, plan.local, "", local.device, local.threads, plan.opens)
-        self._keepers[name] = Keeper("streamdec.decode.generate.worker", told, local.threads)
+        self._keepers[name] = (Keeper(MODULE, local.threads), told)
 
     def _tend(self, now: float) -> None:
         """Start, count out and end workers; give a sign of life, and look for theirs."""
-        for name, keeper in self._keepers.items():
+        for name, (keeper, told) in self._keepers.items():
             descriptor = keeper.descriptor
             if (why := keeper.ended(now)) is not None:
                 if descriptor is not None:
                     self._waiter.remove(descriptor)
                 self._lose(name, why, "failed" if keeper.due == math.inf else "lost")
             if keeper.due <= now:
-                keeper.start(now)
+                keeper.start(now, told)
                 if keeper.descriptor is not None:
                     self._waiter.add(keeper.descriptor)
                 self._say(name, "starting")
@@ -335,8 +332,7 @@ class Dispatcher:
         self._line.send(Beat())
         for peer, known in list(self._peers.items()):
             self._hub.send(peer, Beat())
-            keeper_of = self._keepers.get(known.name)
-            if now - known.heard > (SILENCE if keeper_of is None else _STUCK):
+            if now - known.heard > (_STUCK if known.name in self._keepers else SILENCE):
                 self._kill(known.name, f"not heard of for {now - known.heard:.0f} s")
         if self._hub.refused > self._refused:
             self._refused = self._hub.refused
@@ -353,9 +349,8 @@ class Dispatcher:
 
     def _kill(self, name: str, why: str) -> None:
         """End a worker: one of ours for certain, one of another machine if it still listens."""
-        keeper = self._keepers.get(name)
-        if keeper is not None:
-            keeper.kill()
+        if name in self._keepers:
+            self._keepers[name][0].kill()
         else:
             self._write(name, Quit(why, again=True))
         self._lose(name, why, "lost")
@@ -398,10 +393,8 @@ def main() -> int:
     try:
         dispatcher = Dispatcher(plan, line, local_clock)
     except StreamdecError as error:
-        patience = time.monotonic() + _FAREWELL
-        while not line.send(Unable("", str(error))) and time.monotonic() < patience:  # not connected yet
-            time.sleep(0.01)
-        line.close(_FAREWELL)
+        print(error, file=sys.stderr, flush=True)  # noqa: T201 - its parent listens
+        line.close()
         return UNABLE
     try:
         dispatcher.run()

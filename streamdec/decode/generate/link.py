@@ -31,7 +31,7 @@ MAX_IMAGE = 8 << 20
 MAX_TEXT = 4096
 """Characters of a caption."""
 
-_QUEUE = 64  # messages that wait for a slow peer
+_QUEUE = 256  # messages that wait for a slow peer
 
 WorkerState: TypeAlias = Literal["starting", "ready", "lost", "failed"]
 T = TypeVar("T")
@@ -96,13 +96,6 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     protocol: int = PROTOCOL
 
 
-class Unable(msgspec.Struct, frozen=True, tag=True):
-    """From a worker, or from the dispatcher, ``name`` "": it can never serve, for ``reason``, and ends."""
-
-    name: str
-    reason: str
-
-
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """From a worker: what there is of request ``id`` so far."""
 
@@ -151,9 +144,9 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 
 
 ToDispatcher: TypeAlias = Request | Close
-ToLoop: TypeAlias = Answer | Drop | Notice | Ready | Unable | Beat
+ToLoop: TypeAlias = Answer | Drop | Notice | Ready | Beat
 ToWorker: TypeAlias = Job | Cancel | Introduce | Quit | Beat
-FromWorker: TypeAlias = Hello | Unable | Progress | Done | Failed | Beat
+FromWorker: TypeAlias = Hello | Progress | Done | Failed | Beat
 
 
 class Codec(Generic[T]):

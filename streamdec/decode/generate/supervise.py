@@ -16,7 +16,7 @@ FIRST, LONGEST = 0.5, 30.0
 GOOD = 60.0
 """Seconds of life after which the past is forgotten."""
 UNABLE = 2
-"""Exit status of a process that would only fail again."""
+"""Exit status of a process that would only fail again; the last line that it writes says why."""
 
 _TAIL = 4096  # bytes kept of what it says
 
@@ -42,8 +42,6 @@ class Keeper:
     ----------
     module : str
         The program.
-    plan : Struct
-        Its argument, as JSON.
     threads : int
         Of the numeric libraries in it.
     said : callable, optional
@@ -55,11 +53,9 @@ class Keeper:
         When it is to be started (again), by the caller's clock; infinity while it runs, or shall not run any more.
     """
 
-    def __init__(
-        self, module: str, plan: msgspec.Struct, threads: int = 1, said: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, module: str, threads: int = 1, said: Callable[[str], None] | None = None) -> None:
         self.due = 0.0
-        self._command = [sys.executable, "-P", "-m", module, msgspec.json.encode(plan).decode()]
+        self._module = module
         self._threads, self._said = threads, said
         self._process: subprocess.Popen[bytes] | None = None
         self._back_off = BackOff()
@@ -77,10 +73,11 @@ class Keeper:
         """Becomes readable when the process says something, or ends; None where there is none."""
         return None if self._process is None or self._process.stderr is None else self._process.stderr.fileno()
 
-    def start(self, now: float) -> None:
-        """Start it. In a session of its own: a Ctrl-C is for the parent alone."""
+    def start(self, now: float, plan: msgspec.Struct) -> None:
+        """Start it, with ``plan`` as JSON for its argument."""
         assert self._process is None
-        self._process = spawn(self._command, self._threads, subprocess.PIPE)
+        command = [sys.executable, "-P", "-m", self._module, msgspec.json.encode(plan).decode()]
+        self._process = _spawn(command, self._threads)
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
         self._started, self.due = now, float("inf")
@@ -97,7 +94,7 @@ class Keeper:
         self._listen(self._process)
         self._release(self._process)
         self.due = float("inf") if status == UNABLE else now + self._back_off.after(now - self._started)
-        return reason(status, self._tail)
+        return _why(status, self._tail)
 
     def kill(self) -> None:
         """End it at once; :meth:`ended` will tell."""
@@ -144,25 +141,27 @@ class Keeper:
         self._process = None
 
 
-def spawn(command: Sequence[str], threads: int, stderr: int | None = None) -> subprocess.Popen[bytes]:
-    """Start a program of this package that imports nothing of the caller's, in a session of its own."""
+def _spawn(command: Sequence[str], threads: int) -> subprocess.Popen[bytes]:
+    """Start a program that imports nothing of the caller's, in its own session: a Ctrl-C is for the parent alone."""
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     libraries = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return subprocess.Popen(  # noqa: S603 - our own program
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=stderr,
+        stderr=subprocess.PIPE,
         env={**os.environ, **libraries, "PYTHONPATH": os.pathsep.join(paths)},
         start_new_session=True,
     )
 
 
-def reason(status: int, tail: bytes = b"") -> str:
-    """Say why a process ended, from its exit status and the last it wrote."""
+def _why(status: int, tail: bytes) -> str:
+    """Say why a process ended, from its exit status and the last line it wrote."""
     if status < 0:
         name = signal.Signals(-status).name
         return f"ended by {name}{', out of memory?' if name == 'SIGKILL' else ''}"
     lines = [line for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
     last = " ".join("".join(c if c.isprintable() else " " for c in lines[-1]).split())[:300] if lines else ""
+    if status == UNABLE and last:
+        return last
     return f"ended with status {status}{f': {last}' if last else ''}"

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import msgspec
 
@@ -44,7 +44,6 @@ from .link import (
     Progress,
     Quit,
     ToWorker,
-    Unable,
     Waiter,
 )
 from .spec import Generator
@@ -55,6 +54,8 @@ BEAT = 0.5
 """Seconds between two beats."""
 SILENCE = 3.0
 """Seconds without a beat after which the other side is taken to be gone."""
+MODULE = "streamdec.decode.generate.worker"
+"""This program."""
 OPENS = "streamdec.decode.generate.tiers.base:open_tiers"
 
 _SHOW = 0.05  # seconds between two reports of progress
@@ -129,7 +130,8 @@ class Post(threading.Thread):
 
     def run(self) -> None:
         """Hold the line."""
-        waiter, heard, beat, met = Waiter(), time.monotonic(), 0.0, False
+        waiter, heard, beat = Waiter(), time.monotonic(), 0.0
+        met: bool | None = None  # in touch with the dispatcher; None: not yet
         waiter.add(self._line)
         waiter.add(self._door.fileno())
         while not self._ending:
@@ -152,9 +154,14 @@ class Post(threading.Thread):
                 waiter.remove(self._line)
                 self._line.redial()
                 waiter.add(self._line)
-                if met:
-                    met = False
+                if met is None:
+                    self._say(
+                        f"no sign of a session at {self._plan.endpoint}: does it run, does its generate.listen say so, "
+                        "and is this key on its list?"
+                    )
+                elif met:
                     self._say(f"the session at {self._plan.endpoint} is silent; dialling again")
+                met = False
         self._empty()
         self._line.close(_FAREWELL)
 
@@ -199,22 +206,24 @@ def fingerprint(manifest: Generator) -> str:
     return hashlib.sha256(msgspec.json.encode(sorted(manifest.files.items()))).hexdigest()
 
 
-def run(plan: WorkerPlan, post: Post) -> int:
-    """Open the tiers, warm up, and work; return the exit status where they cannot be had."""
-    try:
-        generator = open_generator(plan.generator)
-        module, _, function = plan.opens.partition(":")
-        opens = getattr(importlib.import_module(module), function)
-        tiers = cast(list[Worked], opens(generator, plan.kind, plan.device, plan.threads))
-        if not tiers:
-            raise ConfigError(f"generator {plan.generator}", got="no tier", allowed=" or ".join(LADDER[plan.kind][1:]))
-        cards = []
-        for tier in tiers:
-            tier.warm_up()
-            cards.append(measure(tier))
-    except StreamdecError as error:
-        post.send(Unable(plan.name, str(error)))
-        return UNABLE
+def run(plan: WorkerPlan, post: Post) -> NoReturn:
+    """Open the tiers, warm up, and work.
+
+    Raises
+    ------
+    StreamdecError
+        They cannot be had.
+    """
+    generator = open_generator(plan.generator)
+    module, _, function = plan.opens.partition(":")
+    opens = getattr(importlib.import_module(module), function)
+    tiers = cast(list[Worked], opens(generator, plan.kind, plan.device, plan.threads))
+    if not tiers:
+        raise ConfigError(f"generator {plan.generator}", got="no tier", allowed=" or ".join(LADDER[plan.kind][1:]))
+    cards = []
+    for tier in tiers:
+        tier.warm_up()
+        cards.append(measure(tier))
     gc.collect()
     gc.freeze()
     hello = Hello(
@@ -297,11 +306,12 @@ def main() -> int:
     step_back()
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not by sys.stdin, whose lock would be missed at the end
+            pass
         os._exit(0)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - its parent listens
+        os.write(2, f"{line}\n".encode())  # its parent listens; in one piece, as two threads write
 
     threading.Thread(target=watch, daemon=True).start()
     plan = msgspec.json.decode(sys.argv[1], type=WorkerPlan)
@@ -312,7 +322,10 @@ def main() -> int:
         return UNABLE
     post.start()
     try:
-        return run(plan, post)
+        run(plan, post)
+    except StreamdecError as error:
+        say(str(error))
+        return UNABLE
     finally:
         post.finish()
 
