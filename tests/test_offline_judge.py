@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from offline import cli
-from offline.judge import gauges, make, results, truth, verdict
+from offline.judge import classifier, gauges, make, results, truth, verdict
+from offline.judge.classifier import opened as classifier_opened
 from offline.judge.gauges import Options
 from offline.judge.results import Made
 from streamdec.decode import bundle as bundles
@@ -253,3 +254,35 @@ def test_every_tier_answers_every_stimulus(tiny: tuple[bundles.Bundle, Path], tm
     for n, repetitions in ((0, 2), (201, 2), (3, 0)):
         with pytest.raises(ConfigError):
             make.demo_subject(bundle, n, repetitions)
+
+
+def test_the_worlds_own_judge(world: truth.Truth, tmp_path: Path, monkeypatch) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    labels = [f"{name}={value}" for name, values in ATTRIBUTES.items() for value in values]
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    torch.manual_seed(0)
+    network = ResNetForImageClassification(
+        ResNetConfig(id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)}, **sizes)
+    ).eval()
+    network.save_pretrained(tmp_path)
+    keys = list(world.labels)[:3]
+    shown, features = classifier_opened(folder=tmp_path)(world.pictures(keys))
+    pixels = torch.from_numpy(world.pictures(keys)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        logits = network(pixels).logits.numpy()
+        inner = network.resnet(pixels).last_hidden_state.mean((2, 3)).numpy()
+    start = 0
+    for name, values in ATTRIBUTES.items():
+        best = logits[:, start : start + len(values)].argmax(1)
+        assert [getattr(one, name) for one in shown] == [values[i] for i in best]
+        start += len(values)
+    assert features == pytest.approx(inner, abs=1e-5)
+    monkeypatch.setattr(classifier, "opened", lambda device: classifier_opened(folder=tmp_path))
+    nearest = [Made("nearest", key, source=key) for key in keys]
+    found = of(verdict.judge(nearest, world, Options(frozenset({"two-way"}))), "nearest")
+    assert found["two-way"] == 1
+    assert {"attributes", *ATTRIBUTES} < found.keys()
+    ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="a judge of other attributes"):
+        classifier_opened(folder=tmp_path)

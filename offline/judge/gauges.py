@@ -1,8 +1,8 @@
 """What results are measured with: each gauge looks at results, and compares what it sees with the truth.
 
 The figures of pictures are those of MindEye and its heirs, those of captions Thought2Text's; see the modules that
-compute them. ``attributes`` and ``two-way`` are the procedural world's own: what its images show is known, and a
-classifier that no generator was trained with says what a picture shows.
+compute them. ``attributes`` and ``two-way`` are the procedural world's own: what its images show is known, and
+:mod:`.classifier` says what a picture shows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamdec.errors import DataError
 from streamdec.simulate.captions import ATTRIBUTES, Attributes, parse
 from streamdec.types import Float64
 
-from . import captions, networks, pictures
+from . import captions, classifier, networks, pictures
 from .truth import Truth
 
 Rows: TypeAlias = tuple[npt.NDArray[Any], ...]
@@ -121,6 +121,16 @@ def _attributes_said(truth: Truth, keys: Sequence[str], options: Options) -> Gau
     )
 
 
+def _of_world(truth: Truth, keys: Sequence[str], options: Options) -> Gauge:
+    shown = _shown(truth, keys)
+    look = classifier.opened(options.device)
+
+    def compare(real: Rows, made: Rows) -> dict[str, Float64]:
+        return {"two-way": pictures.two_way(real[1], made[1]), **attribute_hits(list(made[0]), list(real[0]))}
+
+    return Gauge((shown, look(truth.pictures(keys))[1]), look, compare)
+
+
 def _shown(truth: Truth, keys: Sequence[str]) -> npt.NDArray[Any]:
     lacking = [key for key in keys if key not in truth.attributes]
     if lacking:
@@ -148,6 +158,7 @@ OF_PICTURES: tuple[Maker, ...] = (
     Maker(("PixCorr",), _of_pixels(pictures.pix_corr, "PixCorr")),
     Maker(("SSIM",), _of_pixels(pictures.ssim, "SSIM")),
     *(Maker(names, _of_network(names)) for names in networks.groups()),
+    Maker(("two-way", *_ATTRIBUTES), _of_world),
 )
 LOWER = tuple(name for name, layer in networks.LAYERS.items() if layer.figure == "distance")
 """Figures that are better the lower."""
