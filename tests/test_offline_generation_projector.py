@@ -163,6 +163,22 @@ def test_it_learns_to_tell_what_the_vector_says(speaker: Speaker, tmp_path: Path
     assert after["images"] < 0.9 * before["images"]
 
 
+def test_wrong_labels(speaker: Speaker, tmp_path: Path) -> None:
+    """So many samples are told another's label; the answer stays."""
+    seen: list[tuple[str, str]] = []
+    written = speaker.written
+    speaker.written = lambda label, answer: seen.append((label, answer)) or written(label, answer)  # type: ignore[method-assign]
+    few = Steps(n_steps=1, batch_size=4, keep_every=1)
+    try:
+        fit(speaker, told(0), None, settings(images=few, epochs=None, wrong=0.5), tmp_path)
+    finally:
+        del speaker.written
+    given = told(0)
+    assert [answer for _, answer in seen] == list(given.captions)
+    share = np.mean([label != own for (label, _), own in zip(seen, given.labels, strict=True)])
+    assert 0 < share < 0.6
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model"):
         Speaker(str(tmp_path / "nowhere"), SYSTEM, PROMPT)

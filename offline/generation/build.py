@@ -188,7 +188,7 @@ class _Builder:
         settings = projector.ProjectorSettings(
             **{name: getattr(config, name) for name in projector.ProjectorSettings.__struct_fields__}
         )
-        speaker = projector.Speaker(config.model, config.system, config.prompt, self.device)
+        speaker = projector.Speaker(config.model, config.system, config.prompt, self.device, config.dtype)
         items = self.source.items
         images = projector.Told(self.embeddings, [item.label for item in items], self._said(items))
         epochs = None
@@ -304,7 +304,7 @@ class _Builder:
     def _write_prompt(self, model: str) -> None:
         from diffusers import DiffusionPipeline
 
-        pipeline = opened(DiffusionPipeline.from_pretrained, model, low_cpu_mem_usage=False)
+        pipeline = opened(DiffusionPipeline.from_pretrained, model, torch_dtype=torch.float32, low_cpu_mem_usage=False)
         prompt = {name: tensor.numpy() for name, tensor in empty_prompt(pipeline).items()}
         checkpoint.save(self.folder / "prompt.safetensors", prompt)
 

@@ -109,7 +109,7 @@ class Diffuser:
         except ImportError as error:
             raise missing("diffusers", "generate") from error
         check_device(device)
-        pipeline = opened(DiffusionPipeline.from_pretrained, name, low_cpu_mem_usage=False)
+        pipeline = opened(DiffusionPipeline.from_pretrained, name, torch_dtype=torch.float32, low_cpu_mem_usage=False)
         unet = getattr(pipeline, "unet", None)
         if not isinstance(unet, UNet2DConditionModel):
             raise ConfigError(f"model {name}", got=type(pipeline).__name__, allowed="a pipeline with a U-Net")

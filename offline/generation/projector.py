@@ -8,15 +8,18 @@ prompt is not part of the loss, unless ``mask`` is "vector" as in the reference.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from streamdec.decode.generate.spec import Dtype
 from streamdec.decode.generate.tiers.prompt import Prompt
 from streamdec.errors import ConfigError
 from streamdec.types import Float32
@@ -34,12 +37,15 @@ IGNORED = -100
 class ProjectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """As published, but for ``mask``, and for counting steps: 5 passes over 8 000 images in each stage.
 
-    ``n_vectors`` that stand at ``<image>``; ``mask`` what is not in the loss: the "prompt" and the vectors in it, or
-    the "vector" alone; ``images`` steps on embeddings of images (stage 2); ``epochs`` on those of epochs (stage 3),
-    None for none; ``right_only`` whether on those alone whose concept is decoded right.
+    ``n_vectors`` that stand at ``<image>``; ``wrong`` share of samples that are told another's label, so that the
+    vectors have to say what is shown where the label may be wrong [inferred; published 0]; ``mask`` what is not in the
+    loss: the "prompt" and the vectors in it, or the "vector" alone; ``images`` steps on embeddings of images (stage 2);
+    ``epochs`` on those of epochs (stage 3), None for none; ``right_only`` whether on those alone whose concept is
+    decoded right.
     """
 
     n_vectors: int = 1
+    wrong: float = 0.0
     mask: Mask = "prompt"
     images: Steps = Steps(n_steps=625, batch_size=64, learning_rate=2e-5)
     epochs: Steps | None = Steps(n_steps=625, batch_size=64, learning_rate=2e-5)
@@ -48,6 +54,8 @@ class ProjectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     def __post_init__(self) -> None:
         if self.n_vectors < 1:
             raise ConfigError("projector n_vectors", got=self.n_vectors, allowed="1 or more")
+        if not 0 <= self.wrong <= 1:
+            raise ConfigError("projector wrong", got=self.wrong, allowed="0..1")
 
 
 class Written(NamedTuple):
@@ -82,6 +90,8 @@ class Speaker:
         As in the generator's manifest.
     device : str
         As torch names it.
+    dtype : str
+        Of the frozen model.
 
     Raises
     ------
@@ -89,7 +99,7 @@ class Speaker:
         transformers is not installed; no such model; its tokenizer has no end.
     """
 
-    def __init__(self, name: str, system: str, prompt: str, device: str = "cpu") -> None:
+    def __init__(self, name: str, system: str, prompt: str, device: str = "cpu", dtype: Dtype = "float32") -> None:
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
@@ -97,7 +107,7 @@ class Speaker:
         check_device(device)
         self.name, self.device = name, device
         self.tokenizer: Any = opened(AutoTokenizer.from_pretrained, name)
-        self.model: Any = network(AutoModelForCausalLM, name, device)
+        self.model: Any = network(AutoModelForCausalLM, name, device, dtype=getattr(torch, dtype))
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(f"tokenizer of {name}", got="no end of sequence", allowed="one with an eos_token")
         self._prompt = Prompt(self.tokenizer, system, prompt)
@@ -120,7 +130,7 @@ class Speaker:
         """Splice vectors (B, n_vectors, W) into the embedded prompts of B samples, and say what counts."""
         n_vectors = vectors.shape[1]
         rows = []
-        for sample, own in zip(samples, vectors, strict=True):
+        for sample, own in zip(samples, vectors.to(self._embed.weight.dtype), strict=True):
             rows.append(torch.cat([self._tokens(sample.before), own, self._tokens(sample.after + sample.answer)]))
         length = max(map(len, rows))
         embedded = torch.stack([nnf.pad(row, (0, 0, length - len(row), 0)) for row in rows])
@@ -218,13 +228,19 @@ def fit(
         if told is None or steps is None:
             continue
         embeddings = torch.from_numpy(told.embeddings)
-        samples = [speaker.written(*of) for of in zip(told.labels, told.captions, strict=True)]
+        labels = _partly_wrong(told.labels, settings.wrong, seed)
+        samples = [speaker.written(*of) for of in zip(labels, told.captions, strict=True)]
 
         def loss(rows: Rows, embeddings: Tensor = embeddings, samples: list[Written] = samples) -> Tensor:
             vectors = projector(embeddings[torch.from_numpy(rows)].to(speaker.device))
             return speaker.loss(speaker.collate([samples[row] for row in rows], vectors, settings.mask))
 
-        about = {"model": speaker.name, "n_vectors": settings.n_vectors, "mask": settings.mask, "n": len(samples)}
+        about = {
+            "model": speaker.name,
+            "n_vectors": settings.n_vectors,
+            "mask": settings.mask,
+            "samples": _digest(samples, told.embeddings),
+        }
         losses[stage] = train(
             cast(dict[str, nn.Parameter], dict(projector.named_parameters())),
             loss,
@@ -236,3 +252,17 @@ def fit(
             report=lambda line, done=0, total=0, stage=stage: report(f"projector on {stage}, {line}", done, total),
         )
     return projector.cpu().eval(), losses
+
+
+def _partly_wrong(labels: Sequence[str], share: float, seed: int) -> list[str]:
+    """Give a share of the samples the label of another one."""
+    rng = np.random.default_rng([seed, 2])
+    wrong = rng.random(len(labels)) < share
+    others = rng.integers(len(labels), size=len(labels))
+    return [labels[others[i]] if wrong[i] else label for i, label in enumerate(labels)]
+
+
+def _digest(samples: Sequence[Written], embeddings: Float32) -> str:
+    whole = hashlib.sha256(np.ascontiguousarray(embeddings).tobytes())
+    whole.update(msgspec.json.encode(samples))
+    return whole.hexdigest()
