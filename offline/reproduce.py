@@ -53,7 +53,8 @@ class Simulated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ``targets`` an analytic encoder for each of the table's; ``schedule`` changes to every network's, and ``settings``
     to single rows'. ``subjects``, ``n_train`` concepts of ``images_per_concept`` images, ``n_test`` test images, and
     how often one is repeated in each of two sessions: ``train_repetitions``, ``test_repetitions``. ``distinctness`` of
-    the responses and what of them is ``shared`` as in :class:`streamdec.simulate.subject.Subject`.
+    the responses and what of them is ``shared`` as in :class:`streamdec.simulate.subject.Subject`; ``tmax`` end of the
+    epochs, s after the onset, None for the data set's own.
     """
 
     targets: dict[str, str]
@@ -67,20 +68,23 @@ class Simulated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     test_repetitions: int = 5
     distinctness: float = 1.0
     shared: float = 0.0
+    tmax: float | None = None
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A published table.
 
     ``about`` its source, and what is done otherwise here. ``channels`` per preparation a regular expression of the
-    names that are kept; ``whitener`` of raw recordings; ``targets`` encoders by name, in which ``{NAME}`` is the file
-    of those ``captions``; the rest as in :class:`.sweep.Grid`.
+    names that are kept; ``tmax`` end of the epochs, s after the onset, where it is not the data set's own; ``whitener``
+    of raw recordings; ``targets`` encoders by name, in which ``{NAME}`` is the file of those ``captions``; the rest as
+    in :class:`.sweep.Grid`.
     """
 
     about: str
     dataset: Literal["things_eeg2", "things_meg"]
     subjects: tuple[str, ...]
     channels: dict[str, str] = msgspec.field(default_factory=lambda: {"all": ""})
+    tmax: float | None = None
     whitener: Whitening = "session"
     captions: dict[str, Captions] = {}
     targets: dict[str, str]
@@ -124,6 +128,7 @@ def simulated(of: Table) -> Table:
         of,
         dataset="things_eeg2",
         subjects=tuple(f"sub-{i + 1:02d}" for i in range(stand_in.subjects)),
+        tmax=stand_in.tmax,
         captions={},
         targets=stand_in.targets,
         methods=rows,
@@ -202,11 +207,12 @@ def _named(report: Report, what: str) -> Report:
 
 def _source(of: Table, root: Path, subject: str, layout: str | None, kept: str) -> Source:
     source = layouts.source(root, subject, dataset=of.dataset, layout=layout)
-    if not kept:
+    if not kept and of.tmax is None:
         return source
     signal = source.signal
     names = tuple(name for name in signal.ch_names if re.search(kept, name))
-    recipe = Recipe(signal.tmin, signal.tmax, names, signal.filters, signal.steps)
+    tmax = signal.tmax if of.tmax is None else of.tmax
+    recipe = Recipe(signal.tmin, tmax, names, signal.filters, signal.steps)
     return layouts.source(root, subject, dataset=of.dataset, layout=layout, recipe=recipe)
 
 

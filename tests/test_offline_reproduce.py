@@ -37,6 +37,7 @@ SMALL = Table(
         n_test=6,
         train_repetitions=1,
         test_repetitions=2,
+        tmax=0.6,
     ),
 )
 
@@ -115,7 +116,7 @@ def test_from_the_data_to_the_figures(made: Path, monkeypatch, capsys) -> None:
     }
     assert all(result.simulated and result.averaged.n_candidates == 6 for result in found.values())
     whole, part = (Prepared(made / "stores" / name / "sub-01").meta for name in ("all", "posterior"))
-    assert (whole.shape, part.shape) == ((63, 250), (17, 250))
+    assert (whole.shape, part.shape) == ((63, 150), (17, 150))  # to 0.6 s
     assert all(name[0] in "OP" for name in part.signal.ch_names)
     assert "whitener of its own" in whole.offline_only
     stamp = (made / "stores" / "all" / "sub-01" / "meta.json").stat().st_mtime_ns
