@@ -36,6 +36,13 @@ def add(commands: Any, roles: Callable[[str], dict[str, Path]]) -> None:
     generator.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     generator.set_defaults(run=_generator)
 
+    inspect = commands.add_parser("inspect", help="what a generator says of a run's test stimuli, and from what")
+    inspect.add_argument("generator", type=Path)
+    inspect.add_argument("fitted", type=Path, metavar="RUN", help="the run that the generator was made for")
+    inspect.add_argument("out", type=Path, help="folder for captions.tsv, embeddings.png, tokens.tsv")
+    inspect.add_argument("--prepared", type=Path, help="store with the test part; default: the run's own")
+    inspect.set_defaults(run=_inspect)
+
 
 def _prior(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .generation.prior import PriorSettings, fit
@@ -64,3 +71,17 @@ def _generator(args: argparse.Namespace, out: Console, err: Console) -> None:
     with progress(err) as report:
         notes = build(read(args.config), args.out, device=args.device, report=report)
     tell(out, f"{args.out}: {', '.join(f'{name} {value:.4g}' for name, value in notes.items())}")
+
+
+def _inspect(args: argparse.Namespace, out: Console, err: Console) -> None:
+    from streamdec.decode.generate.generator import open_generator
+
+    from .data.store import Prepared
+    from .generation.inspect import inspect
+
+    prepared = Prepared(args.prepared) if args.prepared else None
+    rows = inspect(open_generator(args.generator), args.fitted, args.out, prepared)
+    mean = sum(row.cosine for row in rows) / len(rows)
+    tell(out, f"{args.out}: {len(rows)} stimuli, mean cosine of embedding and image {mean:.3f}")
+    for row in rows[:5]:
+        tell(out, f"{row.label}: {row.llm or row.bank}")

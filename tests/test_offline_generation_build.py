@@ -15,7 +15,7 @@ import torch
 
 from offline.cli import main
 from offline.data.store import Prepared
-from offline.experiment import open_run
+from offline.experiment import open_run, open_test
 from offline.generation import prior
 from offline.generation.loop import Steps
 from offline.generation.source import Source
@@ -178,6 +178,33 @@ def test_another_space_is_refused(folder: Path, whole: Path) -> None:
     assert main(["export", str(folder / "other"), str(folder / "other.zip")]) == 0
     with pytest.raises(BundleError, match="another bundle"):
         open_generator(whole, bundles.read(folder / "other.zip").manifest)
+
+
+def test_inspect(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table, the heat maps, and the prompt as the language model gets it."""
+    out = folder / "seen"
+    assert main(["inspect", str(whole), str(folder / "run"), str(out)]) == 0
+    assert "12 stimuli" in capsys.readouterr().out
+    header, *lines = (out / "captions.tsv").read_text().splitlines()
+    assert header.split("\t") == ["key", "label", "retrieved", "length", "cosine", "bank", "llm"]
+    assert len(lines) == 12
+    test = open_test(folder / "run")
+    means, shown, _ = test.averaged()
+    query = test.encode(means)[0]
+    own = test.gallery.features[shown[0]]
+    cells = lines[0].split("\t")
+    assert float(cells[3]) == pytest.approx(np.linalg.norm(query), abs=1e-3)
+    assert float(cells[4]) == pytest.approx(query @ own / np.linalg.norm(query), abs=1e-3)
+    assert (out / "embeddings.png").read_bytes().startswith(b"\x89PNG")
+    tokens = [line.split("\t") for line in (out / "tokens.tsv").read_text().splitlines()[1:]]
+    assert [row[1] for row in tokens].count("image") == 1
+    assert " ".join(row[2] for row in tokens if row[1] == "prompt").endswith("one sentence :")
+
+
+def test_inspect_refuses_another_run(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "ridge", str(folder / "store"), str(folder / "plain"), str(folder / "third")]) == 0
+    assert main(["inspect", str(whole), str(folder / "third"), str(folder / "no")]) == 2
+    assert "another embedding space" in capsys.readouterr().err
 
 
 def test_refusals(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

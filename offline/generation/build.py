@@ -304,7 +304,7 @@ class _Builder:
     def _write_prompt(self, model: str) -> None:
         from diffusers import DiffusionPipeline
 
-        pipeline = opened(DiffusionPipeline.from_pretrained, model, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        pipeline = opened(DiffusionPipeline.from_pretrained, model, low_cpu_mem_usage=False)
         prompt = {name: tensor.numpy() for name, tensor in empty_prompt(pipeline).items()}
         checkpoint.save(self.folder / "prompt.safetensors", prompt)
 

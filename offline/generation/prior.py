@@ -109,14 +109,14 @@ class Diffuser:
         except ImportError as error:
             raise missing("diffusers", "generate") from error
         check_device(device)
-        pipeline = opened(DiffusionPipeline.from_pretrained, name, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        pipeline = opened(DiffusionPipeline.from_pretrained, name, low_cpu_mem_usage=False)
         unet = getattr(pipeline, "unet", None)
         if not isinstance(unet, UNet2DConditionModel):
             raise ConfigError(f"model {name}", got=type(pipeline).__name__, allowed="a pipeline with a U-Net")
         self.name, self.device = name, device
         self.noise = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.prompt = empty_prompt(pipeline)
-        self.unet = unet.to(device).eval().requires_grad_(False)
+        self.unet = unet.float().to(device).eval().requires_grad_(False)
         self._factor = pipeline.vae_scale_factor
 
     def add_adapter(self, state: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
@@ -405,6 +405,9 @@ class Prior:
 
 def empty_prompt(pipeline: Any) -> dict[str, Tensor]:
     """Encode the empty prompt: ``prompt_embeds`` (1, n_tokens, width), and ``pooled_prompt_embeds`` of SDXL."""
+    for part in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        if part is not None:
+            part.float()  # may have been stored in half precision
     with torch.inference_mode():
         encoded = pipeline.encode_prompt(
             prompt="", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
