@@ -1,11 +1,11 @@
 """The quality ladder on real processes: deadlines under a stream of requests, and a worker's memory.
 
-    python tools/bench_ladder.py deadlines BUNDLE GENERATOR --runs 2 --seconds 60
+    python tools/bench_ladder.py deadlines --runs 2 --seconds 60
         ours against always starting the best tier with the most units, alternating; normal load and 3 x overload
-    python tools/bench_ladder.py soak BUNDLE GENERATOR --requests 2000
+    python tools/bench_ladder.py soak --requests 2000
         resident memory of each worker, request after request
 
-Requests are made up from the bundle's gallery, one of each kind every --soa seconds, or faster under overload; times
+Both by the models of `streamdec demo --full`, or by --bundle and --generator. Requests are made up from the gallery, one of each kind every --soa seconds, or faster under overload; times
 are those at which the client, in place of the hot loop, has the answer in hand. There is no amplifier and no encoder
 beside it.
 """
@@ -33,6 +33,7 @@ from streamdec.decode.generate.ladder import LadderSettings
 from streamdec.decode.generate.link import Notice
 from streamdec.types import Candidate, Float32
 
+SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
 BUDGETS: dict[Kind, float] = {"caption": 0.3, "reconstruction": 0.8}
 POLICIES = ("ladder", "always-best")
 _ALL = 1_000_000  # requests that may wait where nothing is turned away
@@ -235,8 +236,8 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=["deadlines", "soak"])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("generator", type=Path)
+    parser.add_argument("--bundle", type=Path, default=SIMULATE / "demo_full.zip")
+    parser.add_argument("--generator", type=Path, default=SIMULATE / "demo_generator")
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--soa", type=float, default=0.2)
