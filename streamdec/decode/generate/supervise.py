@@ -142,7 +142,11 @@ class Keeper:
 
 
 def _spawn(command: Sequence[str], threads: int) -> subprocess.Popen[bytes]:
-    """Start a program that imports nothing of the caller's, in its own session: a Ctrl-C is for the parent alone."""
+    """Start a program that imports nothing of the caller's, in a process group of its own: a Ctrl-C is for the parent.
+
+    Not in a session of its own: Linux shares the processor out by session first (autogroups), and a program that is to
+    stand back behind the parent would be its equal.
+    """
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     libraries = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return subprocess.Popen(  # noqa: S603 - our own program
@@ -151,7 +155,7 @@ def _spawn(command: Sequence[str], threads: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, **libraries, "PYTHONPATH": os.pathsep.join(paths)},
-        start_new_session=True,
+        process_group=0,
     )
 
 
