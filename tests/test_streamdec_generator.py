@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_bundle import write_bundle
 from tiny_generator import DIM, bank_generator, generator, linear
 
@@ -82,6 +85,21 @@ def test_a_file_that_changes_after_the_opening_is_not_read(whole: OpenGenerator)
     flip(whole.path)
     with pytest.raises(BundleError, match=r"bank\.safetensors; got sha256"):
         whole.read("bank.safetensors")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_manifest_raises_anything_else(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Bytes of generator.json cut, changed, put in: it opens, or a BundleError says why not."""
+    opened = bank_generator(tmp_path_factory.mktemp("fuzz") / "g", np.eye(DIM), ["a"] * DIM)
+    raw = bytearray((opened.path / "generator.json").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=4))
+        raw = raw or bytearray(b" ")
+    (opened.path / "generator.json").write_bytes(raw)
+    with suppress(BundleError):
+        open_generator(opened.path)
 
 
 @pytest.mark.parametrize(

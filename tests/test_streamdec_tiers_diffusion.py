@@ -306,6 +306,10 @@ def remove(name: str) -> Any:
     return lambda path: (path / name).unlink()
 
 
+def write(name: str, data: bytes) -> Any:
+    return lambda path: (path / name).write_bytes(data)
+
+
 def rewrite(name: str, **change: Any) -> Any:
     def apply(path: Path) -> None:
         config = msgspec.json.decode((path / name).read_bytes()) | change
@@ -338,7 +342,12 @@ def lose(name: str) -> Any:
         (rewrite("model/unet/config.json", layers_per_block=2), "model model; got"),
         (lose("model/unet/diffusion_pytorch_model.safetensors"), r"weights of model; got none for conv_in\.bias"),
         (rewrite("model/scheduler/scheduler_config.json", _class_name="UNet2DConditionModel"), "scheduler class"),
-        (lambda path: (path / "adapter.safetensors").write_bytes(b"x"), r"adapter\.safetensors; got"),
+        (rewrite("model/scheduler/scheduler_config.json", prediction_type=[], trained_betas="a"), "scheduler of model"),
+        (write("model/scheduler/scheduler_config.json", b"{"), "a scheduler's config"),
+        (write("model/vae/config.json", b"\xff"), "an autoencoder of diffusers"),
+        (write("model/unet/config.json", b"{"), "a folder of diffusers with a UNet2DConditionModel"),
+        (write("empty.safetensors", b"x"), r"empty\.safetensors; got"),
+        (write("adapter.safetensors", b"x"), r"adapter\.safetensors; got"),
         (tensors("adapter.safetensors", {"other.weight": torch.zeros(2)}), r"adapter\.safetensors; got 'other'"),
         (tensors("empty.safetensors", {"prompt": torch.zeros(1, 6, 12)}), r"prompt_embeds of empty.*got none"),
         (tensors("empty.safetensors", {"prompt_embeds": torch.zeros(2, 6, 12)}), r"got \(2, 6, 12\)"),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ....errors import EngineError
+from ....errors import BundleError, EngineError
 from ....types import Candidate, Float32
 from ..job import Kind, Request, Result, Tier
 
@@ -170,6 +171,20 @@ def told(error: Exception) -> str:
     """Give the beginning of what an error of another package says, in one line."""
     text = plain(str(error)) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+@contextmanager
+def opening(what: str, allowed: str) -> Iterator[None]:
+    """Whatever transformers, diffusers and safetensors raise on files that are not what they should be, as BundleError.
+
+    What they happen to meet has no common base.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BundleError(what, got=told(error), allowed=allowed) from error
 
 
 def png(pixels: Float32) -> bytes:

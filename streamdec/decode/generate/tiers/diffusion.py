@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from ....errors import BundleError, EngineError
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
 from ..spec import Diffusion
-from .base import Progress, check_device, made_up, png, seed, told, vector
+from .base import Progress, check_device, made_up, opening, png, seed, told, vector
 from .network import Network
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ def _pipeline(generator: OpenGenerator, spec: Diffusion, device: Any) -> Any:
     autoencoder = folder / "vae"
     if spec.vae:
         autoencoder = generator.model(spec.vae, ("config.json",))
-    tiny = '"AutoencoderTiny"' in (autoencoder / "config.json").read_text(encoding="utf-8")
+    with opening(f"model {spec.vae or spec.model}", "an autoencoder of diffusers"):
+        tiny = _read_json(autoencoder / "config.json").get("_class_name") == "AutoencoderTiny"
     kind = diffusers.AutoencoderTiny if tiny else diffusers.AutoencoderKL
     vae = _load(kind, autoencoder, spec.vae or spec.model, dtype)
     if dtype == torch.float16 and getattr(vae.config, "force_upcast", False) and not tiny:
@@ -196,13 +198,11 @@ def _pipeline(generator: OpenGenerator, spec: Diffusion, device: Any) -> Any:
 
 
 def _load(kind: Any, folder: Path, name: str, dtype: Any) -> Any:
-    from safetensors import SafetensorError
-
     # Published models have files of half precision beside or instead of the others.
     half = (folder / "diffusion_pytorch_model.fp16.safetensors").is_file()
     full = (folder / "diffusion_pytorch_model.safetensors").is_file()
     halved = half and (not full or "16" in str(dtype))
-    try:
+    with opening(f"model {name}", f"a folder of diffusers with a {kind.__name__}, safetensors"):
         model, info = kind.from_pretrained(
             folder,
             torch_dtype=dtype,
@@ -212,27 +212,28 @@ def _load(kind: Any, folder: Path, name: str, dtype: Any) -> Any:
             low_cpu_mem_usage=False,  # needs no accelerate
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        allowed = f"a folder of diffusers with a {kind.__name__}, safetensors"
-        raise BundleError(f"model {name}", got=told(error), allowed=allowed) from error
     if info["missing_keys"]:
         raise BundleError(f"weights of {name}", got=f"none for {min(info['missing_keys'])}", do="get it anew")
     return model.eval().requires_grad_(False)
 
 
 def _scheduler(spec: Diffusion, folder: Path) -> Any:
-    import json
-
     import diffusers
 
-    config = json.loads((folder / _SCHEDULER).read_text(encoding="utf-8"))
+    with opening(f"model {spec.model}", "a scheduler's config"):
+        config = _read_json(folder / _SCHEDULER)
     name = spec.scheduler or config.get("_class_name", "")
     kind: Any = getattr(diffusers, name, None)
     known: Any = diffusers.SchedulerMixin
     if not (isinstance(kind, type) and issubclass(kind, known)):
         raise BundleError("diffusion scheduler", got=repr(name), allowed="a scheduler class of diffusers")
-    scheduler: Any = kind
-    return scheduler.from_config(config)
+    made: Any = kind
+    with opening(f"scheduler of {spec.model}", f"a config of {name}"):
+        return made.from_config(config)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
 
 
 def _adapt(pipe: Any, spec: Diffusion, data: bytes, width: int) -> None:
@@ -241,14 +242,11 @@ def _adapt(pipe: Any, spec: Diffusion, data: bytes, width: int) -> None:
     from diffusers.models.embeddings import ImageProjection
 
     parts: dict[str, dict[str, Any]] = {"image_proj": {}, "ip_adapter": {}}
-    try:
+    with opening(spec.adapter, "image_proj.* and ip_adapter.* for this network, safetensors"):
         for key, tensor in safetensors.torch.load(data).items():
             part, _, rest = key.partition(".")
             parts[part][rest] = tensor
         pipe.load_ip_adapter(parts, subfolder="", weight_name="", image_encoder_folder=None, low_cpu_mem_usage=False)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        allowed = "image_proj.* and ip_adapter.* for this network, safetensors"
-        raise BundleError(spec.adapter, got=told(error), allowed=allowed) from error
     (projection,) = pipe.unet.encoder_hid_proj.image_projection_layers
     if not isinstance(projection, ImageProjection) or projection.image_embeds.in_features != width:
         got = getattr(getattr(projection, "image_embeds", None), "in_features", type(projection).__name__)
@@ -260,10 +258,8 @@ def _prompt(spec: Diffusion, data: bytes, pipe: Any, device: Any) -> dict[str, A
     """Arguments of the pipeline that stand for the empty prompt, its negative as well."""
     import safetensors.torch
 
-    try:
+    with opening(spec.prompt, "safetensors"):
         found = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        raise BundleError(spec.prompt, got=told(error), allowed="safetensors") from error
     wanted = {"prompt_embeds": 3}
     if pipe.unet.config.addition_embed_type == "text_time":
         wanted["pooled_prompt_embeds"] = 2

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import BundleError, EngineError
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
-from .base import Progress, check_device, made_up, plain, told, vector
+from .base import Progress, check_device, made_up, opening, plain, told, vector
 from .network import Network
 from .prompt import Prompt
 
@@ -141,7 +141,8 @@ class LlmTier:
         """Tell whether every layer of the cache is of the plain kind, whose head stays as it is."""
         from transformers.cache_utils import StaticLayer
 
-        return all(type(layer) is StaticLayer for layer in self._cache.layers)
+        # Before they had a length, layers took as filled whatever was not zero.
+        return all(type(layer) is StaticLayer and hasattr(layer, "cumulative_length") for layer in self._cache.layers)
 
     def _rewind(self) -> None:
         """Forget all but the head of the cache: what lies behind its length is masked, and written over."""
@@ -159,7 +160,6 @@ def first_sentence(text: str) -> tuple[str, bool]:
 def _load(generator: OpenGenerator, device: Any) -> tuple[Any, Any]:
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     spec = generator.manifest.llm
     assert spec is not None
@@ -167,15 +167,13 @@ def _load(generator: OpenGenerator, device: Any) -> tuple[Any, Any]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     local = {"local_files_only": True, "trust_remote_code": False}
-    try:
+    with opening(
+        f"model {spec.model}", "a folder of transformers with a causal language model and its tokenizer, safetensors"
+    ):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True, **local
         )
-        # Mistakes of any kind in a folder: transformers raises what it happens to meet.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        allowed = "a folder of transformers with a causal language model and its tokenizer, safetensors"
-        raise BundleError(f"model {spec.model}", got=told(error), allowed=allowed) from error
     if info["missing_keys"]:
         raise BundleError(f"weights of {spec.model}", got=f"none for {min(info['missing_keys'])}", do="get it anew")
     return model.eval().requires_grad_(False).to(device), tokenizer
