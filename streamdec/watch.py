@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .feed.schema import Counts, Dropped, Epoch, Retrieval, Session, Stats
+from .feed.schema import Caption, Counts, Dropped, Epoch, Generated, Reconstruction, Retrieval, Session, Stats
 from .feed.subscriber import Subscriber
 from .feed.wire import Received
 
@@ -41,7 +41,9 @@ class State(msgspec.Struct, frozen=True):
     counts : the account, newest.
     stats : newest statistics.
     decisions : newest decisions, newest first.
-    drops : newest onsets without a decision and dropped markers, as (what, reason), newest first.
+    captions : newest caption of each stimulus among the decisions.
+    pictures : newest reconstruction of each stimulus among the decisions.
+    drops : newest onsets without a decision and what else was dropped, as (what, reason), newest first.
     missed : messages that this subscriber missed.
     silence : s since the last sign of the publisher.
     """
@@ -54,6 +56,8 @@ class State(msgspec.Struct, frozen=True):
     counts: Counts = Counts()
     stats: Stats | None = None
     decisions: tuple[Retrieval, ...] = ()
+    captions: dict[str, Caption] = {}
+    pictures: dict[str, Reconstruction] = {}
     drops: tuple[tuple[str, str], ...] = ()
     missed: int = 0
     silence: float = 0.0
@@ -66,11 +70,22 @@ def fold(state: State, received: Received) -> State:
         state = State(session=message.session, missed=state.missed)
     match message:
         case Retrieval():
-            return replace(state, decisions=(message, *state.decisions)[:_DECISIONS])
+            decisions = (message, *state.decisions)[:_DECISIONS]
+            keys = {decision.key for decision in decisions}
+            return replace(
+                state,
+                decisions=decisions,
+                captions={key: caption for key, caption in state.captions.items() if key in keys},
+                pictures={key: picture for key, picture in state.pictures.items() if key in keys},
+            )
+        case Caption():
+            return replace(state, captions={**state.captions, message.key: message})
+        case Reconstruction():
+            return replace(state, pictures={**state.pictures, message.key: message})
         case Epoch() if message.outcome != "decided":
             return _drop(state, f"{message.key}: {message.outcome}", message.reason)
         case Dropped():
-            return _drop(state, f"{message.what} {message.text!r}", message.reason)
+            return _drop(state, _dropped(message), message.reason)
         case Stats():
             return replace(state, stats=message, counts=message.counts)
         case Session():
@@ -84,7 +99,7 @@ def fold(state: State, received: Received) -> State:
                 return replace(state, eeg=change)
             if message.stream == "markers":
                 return replace(state, markers=change)
-            return _drop(state, message.state, message.reason)
+            return _drop(state, f"{message.worker} {message.state}".strip(), message.reason)
     return state
 
 
@@ -139,6 +154,8 @@ def _heading(state: State) -> Table:
     if state.stats is not None:
         grid.add_row("clock", Text(clock(state.stats)))
         grid.add_row("latency", Text(latency(state.stats)))
+        for kind, line in generation(state.stats).items():
+            grid.add_row(kind, Text(line))
     grid.add_row("account", Text(account(state.counts)))
     if state.missed:
         grid.add_row("missed", Text(f"{state.missed} messages did not reach this view", style="yellow"))
@@ -165,6 +182,10 @@ def _decisions(state: State) -> Table:
     table = Table(expand=True)
     table.add_column("stimulus", ratio=2, no_wrap=True)
     table.add_column(f"top {_TOP}", ratio=5, no_wrap=True)
+    generated = bool(state.captions or state.pictures)
+    if generated:
+        table.add_column("caption", ratio=5, no_wrap=True)
+        table.add_column("picture", ratio=2, no_wrap=True)
     for name in ("p", "rank", "of", "reps", "to s", "late ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for decision in state.decisions:
@@ -176,6 +197,7 @@ def _decisions(state: State) -> Table:
         table.add_row(
             Text(clean(decision.key)),
             names,
+            *((_said(state.captions.get(decision.key)), _made(state.pictures.get(decision.key))) if generated else ()),
             _best_probability(decision),
             Text(
                 "–" if decision.rank is None else str(decision.rank), style="bold green" if decision.rank == 1 else ""
@@ -187,6 +209,20 @@ def _decisions(state: State) -> Table:
             style="" if decision.final else "dim",
         )
     return table
+
+
+def _said(caption: Caption | None) -> Text:
+    if caption is None:
+        return Text("–")
+    return Text(clean(f"{caption.text}{' …' if caption.partial else ''}  ({caption.tier})"))
+
+
+def _made(picture: Reconstruction | None) -> Text:
+    if picture is None:
+        return Text("–")
+    return Text(
+        clean(f"{picture.tier} {picture.units}/{picture.wanted}{f' {picture.source}' if picture.source else ''}")
+    )
 
 
 def _best_probability(decision: Retrieval) -> str:
@@ -206,6 +242,17 @@ def latency(stats: Stats) -> str:
     return (
         "  ".join(f"{name} {q.p50 * 1e3:.1f}/{q.p99 * 1e3:.1f}" for name, q in stats.latency.items()) + " ms (p50/p99)"
     )
+
+
+def generation(stats: Stats) -> dict[str, str]:
+    """Write what was generated, one line for each kind, and the workers."""
+    lines = {}
+    for kind, made in stats.generation.items():
+        tiers = "  ".join(f"{tier} {n}" for tier, n in made.answered.items())
+        lines[kind] = f"{made.requests} asked  {tiers}  dropped {made.dropped}  open {made.open}  in time {made.met}"
+    if stats.workers:
+        lines["workers"] = clean("  ".join(f"{name} {state}" for name, state in stats.workers.items()))
+    return lines
 
 
 def account(counts: Counts) -> str:
@@ -235,16 +282,33 @@ class Lines:
                         f"reps {decision.repetitions}  {decision.timing.latency * 1e3:.1f} ms{late}",
                     )
                 ]
+            case Generated() as made if not made.partial:
+                return [_line(*_generated(made))]
             case Epoch() as epoch if epoch.outcome != "decided":
                 return [_line(f"{epoch.key}: {epoch.outcome}", epoch.reason)]
             case Dropped() as dropped:
-                return [_line(f"{dropped.what} {dropped.text!r} dropped", dropped.reason)]
+                return [_line(f"{_dropped(dropped)} dropped", dropped.reason)]
             case Session() as session:
-                return [_line(f"{session.stream or 'session'} {session.state}", session.reason)]
+                return [_line(f"{session.stream or session.worker or 'session'} {session.state}", session.reason)]
             case Stats() as stats if time.monotonic() >= self._next_stats:
                 self._next_stats = time.monotonic() + _STATS_LINE
-                return [_line(account(stats.counts), clock(stats))]
+                generated = [_line(f"{kind}:", line) for kind, line in generation(stats).items()]
+                return [_line(account(stats.counts), clock(stats)), *generated]
         return []
+
+
+def _dropped(message: Dropped) -> str:
+    return f"{message.what} of {message.key}" if message.key else f"{message.what} {message.text!r}"
+
+
+def _generated(message: Generated) -> tuple[str, str]:
+    late = "" if message.timing.deadline_met else " LATE"
+    units = f" {message.units}/{message.wanted}" if message.wanted > 1 else ""
+    about = f"{message.tier}{units}  reps {message.repetitions}  {message.timing.latency * 1e3:.1f} ms{late}"
+    if isinstance(message, Caption):
+        return f"{message.key} caption: {message.text}", about
+    source = message.source if isinstance(message, Reconstruction) else ""
+    return f"{message.key} picture{f' of {source}' if source else ''}", about
 
 
 def _line(what: str, more: str) -> Text:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from feed_messages import one_of_each, onset, retrieval, session, stats, stream_info
+from feed_messages import caption, one_of_each, onset, reconstruction, retrieval, session, stats, stream_info
 from rich.console import Console
 
 from streamdec.feed import schema
@@ -65,6 +65,42 @@ def test_stream_states_follow() -> None:
 @pytest.mark.parametrize("width", [20, 80, 160])
 def test_any_state_can_be_drawn(state: State, width: int) -> None:
     assert drawn(state, width)
+
+
+def test_the_newest_caption_and_picture_of_each_stimulus_are_shown() -> None:
+    made = (
+        caption("a", text="a \x1b[31mred one"),
+        caption("b", text="a blue", partial=True),
+        reconstruction("a", tier="diffusion", payloads=()),
+        caption("a", text="a green one", tier="bank"),
+    )
+    state = after(retrieval("a"), retrieval("b"), *made)
+    text = drawn(state, 240)
+    for part in ("a green one  (bank)", "a blue …  (llm)", "diffusion 2/4"):
+        assert part in text
+    assert "red" not in text
+    assert "caption" not in drawn(after(retrieval("a")))
+    state = after(retrieval("a"), *made, *(retrieval(f"k{i}") for i in range(12)))
+    assert not state.captions
+    assert not state.pictures
+
+
+def test_generation_in_statistics_lines_and_drops() -> None:
+    account = schema.Generation(requests=5, answered={"llm": 2, "bank": 1}, dropped=1, open=1, met=2)
+    seen = msgspec.structs.replace(stats(), generation={"caption": account}, workers={"caption-1": "ready"})
+    line = "5 asked  llm 2  bank 1  dropped 1  open 1  in time 2"
+    assert line in drawn(after(seen))
+    lines = Lines()
+    said = [str(text) for message in (seen, caption(), caption(partial=True)) for text in lines(Received(message))]
+    assert said[1:] == [f"caption:  {line}", "workers:  caption-1 ready", said[-1]]
+    assert said[-1] == "a caption: a a on grey  llm 2/4  reps 3  400.0 ms"
+    assert str(lines(Received(reconstruction(source="img3", wanted=1)))[0]).startswith("a picture of img3  latent  ")
+    dropped = schema.Dropped(what="caption", text="", reason="superseded", key="a")
+    assert str(lines(Received(dropped))[0]) == "caption of a dropped  superseded"
+    assert after(dropped).drops == (("caption of a", "superseded"),)
+    lost = session("lost", worker="caption-1", reason="ended by SIGKILL")
+    assert after(lost).drops == (("caption-1 lost", "ended by SIGKILL"),)
+    assert str(lines(Received(lost))[0]) == "caption-1 lost  ended by SIGKILL"
 
 
 def test_drawing_shows_what_counts() -> None:
