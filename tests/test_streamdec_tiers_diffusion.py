@@ -163,6 +163,13 @@ def test_the_same_evidence_gives_the_same_picture(folders: dict[str, Path], tmp_
     assert [units for _, units in heard] == [1, 2, 3, 4]
 
 
+def test_schedulers_saved_long_ago(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = shutil.copytree(folders["sd"], tmp_path / "copy" / "sd")
+    rewrite("model/scheduler/scheduler_config.json", steps_offset=0, clip_sample=True)(path)
+    old, new = DiffusionTier(opened({"sd": path}, tmp_path / "old")), DiffusionTier(opened(folders, tmp_path / "new"))
+    assert draw(old)[0].image == draw(new)[0].image
+
+
 @OLD_NUMPY
 def test_schedulers_of_two_calls_a_step(folders: dict[str, Path], tmp_path: Path) -> None:
     tier = DiffusionTier(opened(folders, tmp_path, scheduler="HeunDiscreteScheduler"))

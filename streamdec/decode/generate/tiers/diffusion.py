@@ -9,6 +9,7 @@ embedding as it is, never normalised, optionally through its projector first.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,9 +191,12 @@ def _pipeline(generator: OpenGenerator, spec: Diffusion, device: Any) -> Any:
     if unet.config.addition_embed_type == "text_time":
         pipe = diffusers.StableDiffusionXLPipeline(vae, None, None, None, None, unet, scheduler, add_watermarker=False)
     else:
-        pipe = diffusers.StableDiffusionPipeline(
-            vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
-        )
+        with warnings.catch_warnings():
+            # Of schedulers saved without steps_offset = 1 and clip_sample = False: the pipeline sets both.
+            warnings.simplefilter("ignore", FutureWarning)
+            pipe = diffusers.StableDiffusionPipeline(
+                vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
+            )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
