@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -44,7 +45,9 @@ def add(commands: Any) -> None:
     judge.add_argument(
         "--captions", type=Path, help="sentences about the stimuli of a store: id, caption (.tsv, .json)"
     )
-    judge.add_argument("--figures", default="", metavar="NAME[,...]", help="default: all that can be had here")
+    judge.add_argument(
+        "--figures", default="", metavar="NAME[,...]", help="default: all that can be had; kin come along"
+    )
     judge.add_argument("--weights", type=Path, help="folder of the networks' weights; default: the caches")
     judge.add_argument(
         "--bert", default="roberta-large", metavar="NAME_OR_FOLDER", help="of BERTScore (default: roberta-large)"
@@ -117,23 +120,18 @@ def _show(out: Console, found: Verdict) -> None:
     data = "simulated data" if found.simulated else "data"
     for kind in ("caption", "picture"):
         rows = [one for one in found.judgements if one.kind == kind]
-        if not rows:
-            continue
-        # Figures down, makers across: there are more figures than a line holds.
-        table = Table(
-            "",
-            *("\n".join(filter(None, (one.by, one.control))) for one in rows),
-            title=f"{kind}s of {data} {found.truth}",
-            caption="mean over stimuli ± its standard error; ↓ better the lower",
-        )
-        table.add_row("stimuli", *(str(one.n_stimuli) for one in rows))
-        table.add_row("repeats", *(str(one.n_repeats) for one in rows), end_section=True)
-        for name in dict.fromkeys(name for one in rows for name in one.figures):
-            cells = (one.figures.get(name) for one in rows)
-            table.add_row(
-                f"{name} ↓" if name in found.lower else name,
-                *("" if cell is None else f"{cell.value:.3f} ± {cell.error:.3f}" for cell in cells),
-            )
-        out.print(table)
+        names = list(dict.fromkeys(name for one in rows for name in one.figures))
+        own = names.index("two-way" if "two-way" in names else "attributes") if "attributes" in names else len(names)
+        for columns in filter(None, (names[:own], names[own:])):
+            heads = (f"{name} ↓" if name in found.lower else name for name in columns)
+            errors = [one.figures[name].error for one in rows for name in columns if name in one.figures]
+            what = f"{kind}s of {data} {found.truth}, means over n stimuli, standard errors up to {max(errors):.3f}"
+            tell(out, what + ("; ↓ better the lower" if set(columns) & set(found.lower) else ""))
+            table = Table("by", "n", *heads, box=SIMPLE, padding=(0, 0, 0, 1))
+            for one in rows:
+                cells = (one.figures.get(name) for name in columns)
+                values = ("" if cell is None else f"{cell.value:.3f}" for cell in cells)
+                table.add_row(", ".join(filter(None, (one.by, one.control))), str(one.n_stimuli), *values)
+            out.print(table)
     for what, why in found.missing.items():
         tell(out, f"not there: {what}: {why}")

@@ -17,13 +17,16 @@ from offline.judge import classifier, gauges, make, results, truth, verdict
 from offline.judge.classifier import opened as classifier_opened
 from offline.judge.gauges import Options
 from offline.judge.results import Made
+from streamdec.acquire.recording import Recording
 from streamdec.decode import bundle as bundles
 from streamdec.decode.generate.generator import open_generator, write_generator
 from streamdec.decode.generate.spec import Bank, Diffusion, Generator, Latent, Llm
 from streamdec.demo import DEMO_BUNDLE
 from streamdec.errors import ConfigError, DataError
+from streamdec.feed import schema
 from streamdec.simulate.captions import ATTRIBUTES, Attributes, describe
 from streamdec.simulate.world import World
+from streamdec.types import Candidate
 
 torch.set_num_threads(1)
 PIXELS = Options(frozenset({"PixCorr"}))
@@ -59,17 +62,22 @@ def of(found: verdict.Verdict, by: str, control: str = "", kind: str = "") -> di
 
 
 def test_known_figures_and_controls(folder: Path, world: truth.Truth) -> None:
-    found = verdict.judge(results.read(folder), world, Options(frozenset({"attributes", "BLEU-1", "PixCorr", "SSIM"})))
+    made = results.read(folder)
+    found = verdict.judge(
+        [one for one in made if one.by == "knows"], world, Options(frozenset({"attributes", "BLEU-1"}))
+    )
     assert found.simulated
-    knows, drawn = of(found, "knows"), of(found, "draws")
+    knows = of(found, "knows")
     assert knows["shape"] == 7 / 8
     assert knows["colour"] == knows["place"] == 1
     assert knows["attributes"] == pytest.approx(1 - 1 / 56)
-    named = of(found, "knows", "label only")
+    named = of(found, "", "label only")
     assert all(named[name] == 1 for name in ("shape", "colour", "texture", "layout"))
     assert all(named[name] == 0 for name in ("size", "place", "ground"))
     shuffled = of(found, "knows", "shuffled")
     assert shuffled["attributes"] < 0.5
+    found = verdict.judge(made, world, Options(frozenset({"PixCorr", "SSIM"})))
+    drawn = of(found, "draws")
     assert drawn["PixCorr"] == pytest.approx(6 / 8)
     for control in ("draws", "shuffled"), ("", "mean image"), ("", "wrong image"):
         assert of(found, *control)["PixCorr"] < drawn["PixCorr"] - 0.3
@@ -286,3 +294,40 @@ def test_the_worlds_own_judge(world: truth.Truth, tmp_path: Path, monkeypatch) -
     ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="a judge of other attributes"):
         classifier_opened(folder=tmp_path)
+
+
+def test_a_recorded_session(world: truth.Truth, monkeypatch) -> None:
+    keys = list(world.labels)[:3]
+    timing = schema.GenerationTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, deadline_met=True)
+    about = {"onset_time": 0.0, "units": 1, "wanted": 1, "worker": "", "probability": None, "timing": timing}
+
+    def caption(key: str, text: str, repetitions: int, *, partial: bool = False) -> schema.Caption:
+        return schema.Caption(key=key, text=text, tier="llm", repetitions=repetitions, partial=partial, **about)
+
+    messages: list[schema.AnyMessage] = [
+        schema.Retrieval(
+            key=keys[0], onset_time=0.0, residual=0.0, horizon=1.0, final=True, repetitions=1,
+            candidates=(Candidate(keys[1], "blue thing", 0.5, 0.5),), gallery_size=3, rank=1, stop=False,
+            timing=schema.Timing(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, deadline_met=True),
+        ),
+        caption(keys[0], "old", 1),
+        caption(keys[0], "new so f", 2, partial=True),
+        caption(keys[0], "new", 2),
+        caption(keys[1], "other", 1),
+        schema.Reconstruction(key=keys[0], source=keys[1], tier="nearest", repetitions=2, partial=False, **about),
+        schema.Reconstruction(key=keys[0], source="", tier="latent", repetitions=2, partial=False, **about),
+    ]  # fmt: skip
+    feed = tuple(msgspec.json.encode(message).decode() for message in messages)
+    recorded = Recording(Path("session.xdf"), (), feed=feed)
+    monkeypatch.setattr(results, "read_recording", lambda path: recorded)
+    assert results.read(Path("session.xdf")) == [
+        Made("llm", keys[0], "blue thing", "new"),
+        Made("llm", keys[1], "", "other"),
+        Made("nearest", keys[0], "blue thing", source=keys[1]),
+    ]
+    found = verdict.judge(results.read(Path("session.xdf")), world, Options(frozenset({"BLEU-1", "PixCorr"})))
+    assert [(one.by, one.control) for one in found.judgements] == [("llm", ""), ("llm", "shuffled")]
+    assert found.missing["nearest"] == "results for one stimulus only"
+    monkeypatch.setattr(results, "read_recording", lambda path: Recording(path, (), feed=feed[:1]))
+    with pytest.raises(DataError, match="record one with a generator"):
+        results.read(Path("session.xdf"))

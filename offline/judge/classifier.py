@@ -38,6 +38,10 @@ def opened(device: str = "cpu", folder: Path = FOLDER) -> Callable[[UInt8], tupl
     ConfigError
         Its files are not there, or it judges other attributes.
     """
+    if not folder.is_dir():
+        raise ConfigError(
+            "the procedural world's judge", got=f"none at {folder}", do="install streamdec with its models"
+        )
     import torch
     from transformers import ResNetForImageClassification
 

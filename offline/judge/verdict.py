@@ -158,7 +158,7 @@ class _Bench:
                 kind=kind,
                 by=by,
                 control=control,
-                n_stimuli=len(next(one.rows for one in sets if one.by == by)),
+                n_stimuli=len(next(one.rows for one in sets if one.by == by and one.control in ("", control))),
                 n_repeats=len(repeats),
                 figures={name: _figure([repeat[name] for repeat in repeats]) for name in repeats[0]},
             )
@@ -177,11 +177,13 @@ class _Bench:
 
     def _captions(self, made: Sequence[Made], keys: Sequence[str]) -> Iterator[_Set]:
         labels = {(one.by, one.key): one.label for one in made}
+        told: list[dict[str, str]] = []
         for one in self._sets(made, keys, lambda result: result.caption, objects):
             yield one
-            texts = [labels[one.by, keys[row]] for row in one.rows]
-            if all(texts):
-                yield _Set(one.by, "label only", one.rows, [objects(texts)])
+            of = {keys[row]: labels[one.by, keys[row]] for row in one.rows}
+            if all(of.values()) and of not in told:  # mostly all makers were told the same
+                yield _Set(one.by if told else "", "label only", one.rows, [objects(list(of.values()))])
+                told.append(of)
 
     def _pictures(self, made: Sequence[Made], keys: Sequence[str]) -> Iterator[_Set]:
         truth = self._truth
