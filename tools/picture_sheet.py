@@ -1,7 +1,7 @@
 """The picture sheet: stimuli, and what every tier of a generator makes of 80 repetitions of them.
 
-    python tools/picture_sheet.py BUNDLE GENERATOR SHEET.png     # a simulated session, some minutes
-    python tools/picture_sheet.py --results FOLDER SHEET.png     # what `streamdec-train results --simulated` wrote
+    python tools/picture_sheet.py SHEET.png                       # a simulated session of the full demo's subject
+    python tools/picture_sheet.py SHEET.png --results FOLDER      # what `streamdec-train results --simulated` wrote
 
 Everything is simulated: subject, stimuli, and small models. Captions stand below: what is true, and whoever said it.
 """
@@ -19,6 +19,7 @@ from offline.cli import main as train
 from offline.judge import results
 from offline.judge.truth import Truth, open_truth
 
+SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
 SIDE = 128  # pixels of a picture
 GAP = 8
 WORDS = 400  # pixels for the captions
@@ -59,19 +60,18 @@ def _square(picture: Image.Image) -> Image.Image:
 def main() -> None:
     """Make the results where there are none, and draw."""
     parser = argparse.ArgumentParser(description="Draw what every tier of a generator makes of simulated evidence.")
-    parser.add_argument("made_by", nargs="*", type=Path, metavar="BUNDLE GENERATOR", help="without --results")
     parser.add_argument("out", type=Path, metavar="SHEET.png")
+    parser.add_argument("--bundle", type=Path, default=SIMULATE / "demo_full.zip", help="default: the full demo's")
+    parser.add_argument("--generator", type=Path, default=SIMULATE / "demo_generator", help="default: the full demo's")
     parser.add_argument("--results", type=Path, help="folder that streamdec-train results wrote")
     parser.add_argument("--stimuli", type=int, default=8, help="how many, of the 200 [%(default)s]")
     parser.add_argument("--repetitions", type=int, default=80, help="of each [%(default)s]")
     parser.add_argument("--steps", default="1,2,4", help="of diffusion [%(default)s]")
     args = parser.parse_args()
-    if len(args.made_by) != (0 if args.results else 2):
-        parser.error("give BUNDLE and GENERATOR, or --results")
     with tempfile.TemporaryDirectory(prefix="streamdec-sheet-") as temporary:
         folder = args.results or Path(temporary) / "results"
         if not args.results:
-            call = ["results", *map(str, args.made_by), str(folder), "--simulated", str(args.stimuli)]
+            call = ["results", str(args.bundle), str(args.generator), str(folder), "--simulated", str(args.stimuli)]
             call += ["--repetitions", str(args.repetitions), "--steps", args.steps]
             if code := train(call):
                 raise SystemExit(code)
