@@ -1,6 +1,6 @@
 """The bundle and the generator of `streamdec demo --full`: a simulated subject, captions and pictures of what it sees.
 
-    python tools/make_demo_full.py FOLDER [--until STAGE]
+    python tools/make_demo_full.py FOLDER [--until STAGE] [--models FOLDER]
 
 FOLDER keeps what is made on the way (2 GB at the end, 10 GB for a while); a stage whose output is there is skipped, and
 one that was killed goes on. Everything goes through `streamdec-train`, as a user's own data would, on the models of
@@ -102,7 +102,7 @@ def run(*arguments: str | Path) -> None:
         sys.exit(code)
 
 
-def simulate(root: Path) -> None:
+def simulate(root: Path, models: Path) -> None:
     """Record the subject in the THINGS-EEG2 layout and prepare it."""
     assert N_SESSIONS <= DEMO_SESSION  # the demo plays noise and orders of a session that was not trained on
     write(root / "data", [Subject(World(0), 0)], n_sessions=N_SESSIONS)
@@ -110,7 +110,7 @@ def simulate(root: Path) -> None:
     shutil.rmtree(root / "data" / "eeg_dataset")
 
 
-def images(root: Path) -> None:
+def images(root: Path, models: Path) -> None:
     """Draw the pictures, and say what they and the stimuli show."""
     captions = {}
     partial = root / "images.partial"
@@ -134,39 +134,39 @@ def caption(world: World, i: int) -> str:
     return describe(attributes(world.concept("train", i), world.look("train", i)), phrasing)
 
 
-def features(root: Path) -> None:
+def features(root: Path, models: Path) -> None:
     """CLIP and latents, of the pictures and of the stimuli."""
-    for name, encoder in (("clip", f"open_clip:{MODELS / 'clip'}"), ("vae", f"vae:{MODELS / 'diffusion/vae'}@size=64")):
+    for name, encoder in (("clip", f"open_clip:{models / 'clip'}"), ("vae", f"vae:{models / 'diffusion/vae'}@size=64")):
         run("features", root / "images", encoder, root / "features" / name)
         run("features", root / "prepared", encoder, root / "stimuli" / name)
 
 
-def prior(root: Path) -> None:
+def prior(root: Path, models: Path) -> None:
     """HVF's Fusion Prior, and its space for any method."""
     (root / "prior.toml").write_text(PRIOR, encoding="utf-8")
     given = ",".join(f"{role}={root / 'features' / role}" for role in ("clip", "vae"))
-    model, latents = MODELS / "diffusion", root / "features" / "vae"
+    model, latents = models / "diffusion", root / "features" / "vae"
     run("prior", model, given, latents, root / "prior", "--config", root / "prior.toml")
     run("features", root / "images", f"fused:{root / 'prior'}", root / "features" / "fused")
     run("features", root / "prepared", f"fused:{root / 'prior'}", root / "stimuli" / "fused")
 
 
-def fit(root: Path) -> None:
+def fit(root: Path, models: Path) -> None:
     """Ridge into the fused space."""
     run("fit", "ridge", root / "prepared", root / "stimuli" / "fused", root / "runs" / "ridge")
     run("evaluate", root / "runs" / "ridge")
 
 
-def generator(root: Path) -> None:
+def generator(root: Path, models: Path) -> None:
     """Everything that turns its embeddings into captions and pictures."""
     config = root / "generator.toml"
     config.write_text(
-        GENERATOR_TOML.format(run="ridge", models=MODELS, images='image = "features/fused"'), encoding="utf-8"
+        GENERATOR_TOML.format(run="ridge", models=models, images='image = "features/fused"'), encoding="utf-8"
     )
     run("generator", config, root / "generator")
 
 
-def ship(root: Path) -> None:
+def ship(root: Path, models: Path) -> None:
     """Bundle and generator, where the demo looks for them."""
     BUNDLE.unlink(missing_ok=True)
     run("export", root / "runs" / "ridge", BUNDLE)
@@ -181,14 +181,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
+    parser.add_argument("--models", type=Path, default=MODELS, help="as tools/world makes them; default: the shipped")
     args = parser.parse_args()
-    root: Path = args.folder.resolve()
+    root, models = args.folder.resolve(), args.models.resolve()
     root.mkdir(parents=True, exist_ok=True)
     for stage in STAGES[: STAGES.index(args.until) + 1]:
         done = root / f"{stage}.done"
         if stage == "ship" or not done.exists():
             print(f"{stage} ...", flush=True)
-            globals()[stage](root)
+            globals()[stage](root, models)
             done.touch()
 
 
