@@ -5,9 +5,9 @@
     python tools/bench_ladder.py soak --requests 2000
         resident memory of each worker, request after request
 
-Both by the models of `streamdec demo --full`, or by --bundle and --generator. Requests are made up from the gallery, one of each kind every --soa seconds, or faster under overload; times
-are those at which the client, in place of the hot loop, has the answer in hand. There is no amplifier and no encoder
-beside it.
+Both by the models of `streamdec demo --full`, or by --bundle and --generator. Requests are made up from the gallery, one
+of each kind every --soa seconds, or faster under overload; times are those at which the client, in place of the hot
+loop, has the answer in hand. There is no amplifier and no encoder beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from streamdec.decode.generate.client import Client, GenerateSettings, plan
 from streamdec.decode.generate.job import KINDS, LADDER, Answer, Drop, Kind
 from streamdec.decode.generate.ladder import LadderSettings
 from streamdec.decode.generate.link import Notice
+from streamdec.errors import StreamdecError
 from streamdec.types import Candidate, Float32
 
 SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
@@ -244,7 +245,10 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=3.0)
     parser.add_argument("--requests", type=int, default=2000)
     options = parser.parse_args()
-    deadlines(options) if options.row == "deadlines" else soak(options)
+    try:
+        deadlines(options) if options.row == "deadlines" else soak(options)
+    except StreamdecError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
