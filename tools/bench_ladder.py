@@ -5,8 +5,8 @@
     python tools/bench_ladder.py soak --requests 2000
         resident memory of each worker, request after request
 
-Both by the models of `streamdec demo --full`, or by --bundle and --generator. Requests are made up from the gallery, one
-of each kind every --soa seconds, or faster under overload; times are those at which the client, in place of the hot
+Both by the models of `streamdec demo --full`, or by --bundle and --generator. Requests are made up from the gallery,
+one of each kind every --soa seconds, or faster under overload; times are those at which the client, in place of the hot
 loop, has the answer in hand. There is no amplifier and no encoder beside it.
 """
 
@@ -31,7 +31,7 @@ from streamdec.decode.generate.client import Client, GenerateSettings, plan
 from streamdec.decode.generate.job import KINDS, LADDER, Answer, Drop, Kind
 from streamdec.decode.generate.ladder import LadderSettings
 from streamdec.decode.generate.link import Notice
-from streamdec.errors import StreamdecError
+from streamdec.errors import EngineError, StreamdecError
 from streamdec.types import Candidate, Float32
 
 SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
@@ -121,6 +121,9 @@ def opened(options: argparse.Namespace, policy: str = "ladder") -> Iterator[Clie
     client = Client(told, local_clock)
     try:
         client.open(300.0, lambda line: print(f"# {line}", flush=True))
+        states = {name: notice.state for name, notice in client.workers.items()}
+        if set(states.values()) != {"ready"}:
+            raise EngineError("the workers are not warm", got=states, do="wait until the machine is idle")
         yield client
     finally:
         client.close()
