@@ -180,6 +180,47 @@ def test_another_space_is_refused(folder: Path, whole: Path) -> None:
         open_generator(whole, bundles.read(folder / "other.zip").manifest)
 
 
+HVF_METHOD = """\
+n_dims = 7
+n_inner = 5
+prior = "{prior}"
+[validation]
+share = 0.2
+[schedule]
+n_epochs_train = 1
+batch_size = 30
+"""
+
+
+def test_brain_into_the_frozen_space(folder: Path, tmp_path: Path) -> None:
+    """Runs of one prior share its space, and nothing lies between it and phi_c."""
+    method = tmp_path / "hvf.toml"
+    method.write_text(HVF_METHOD.format(prior=folder / "prior"))
+    roles = ",".join(f"{role}={folder / role}" for role in ("clip", "plain"))
+    spaces = []
+    for seed in ("0", "1"):
+        call = ["fit", "hvf", str(folder / "store"), roles, str(folder / f"hvf{seed}"), "--config", str(method)]
+        assert main([*call, "--seed", seed]) == 0
+        assert main(["export", str(folder / f"hvf{seed}"), str(folder / f"hvf{seed}.zip")]) == 0
+        spaces.append(bundles.read(folder / f"hvf{seed}.zip").manifest.space)
+    assert spaces[0] == spaces[1]
+    candidates = Source(folder / "hvf0").candidates()
+    items = Source(folder / "hvf0").items
+    opened = prior.Prior(folder / "prior")
+    fused = opened.fused({role: Targets(folder / role).of(items) for role in ("clip", "plain")})
+    np.testing.assert_allclose(candidates, fused, rtol=1e-4, atol=1e-5)
+    config = folder / "frozen.toml"
+    config.write_text(f'run = "hvf0"\nrescale = false\n{HVF}')
+    assert main(["generator", str(config), str(folder / "frozen")]) == 0
+    made = open_generator(folder / "frozen", bundles.read(folder / "hvf1.zip").manifest)
+    assert not [name for name in made.manifest.config["notes"] if name.startswith("diffusion")], "no map was needed"
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "frozen" / "conditioner.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"embedding": candidates[:1]})[0]
+    np.testing.assert_allclose(found, opened.network.projector(torch.from_numpy(candidates[:1])), rtol=1e-4, atol=1e-4)
+
+
 def test_inspect(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table, the heat maps, and the prompt as the language model gets it."""
     out = folder / "seen"
