@@ -13,9 +13,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ from .acquire.lsl import LslOutlet, local_clock, loopback
 from .decode import bundle as bundles
 from .demo import DEMO_BUNDLE, serve_process
 from .errors import StreamError
-from .feed.schema import Retrieval, Session, Stats
+from .feed.schema import Generation, Retrieval, Session, Stats
 from .feed.subscriber import Subscriber
 from .signal.rate import Rate
 from .types import Float64, StreamInfo
@@ -149,7 +150,7 @@ class Measured(msgspec.Struct, frozen=True, eq=False):
 
     ``latency`` (n,) seconds from push to receipt; ``misplaced`` onsets not on their sample; ``cpu``
     seconds of the serving process per second of stream; ``stages`` median seconds per stage as the loop saw it;
-    ``memory`` resident bytes.
+    ``memory`` resident bytes; ``generation`` the newest account of what was generated beside it.
     """
 
     latency: Float64
@@ -158,18 +159,26 @@ class Measured(msgspec.Struct, frozen=True, eq=False):
     cpu: float
     stages: dict[str, float]
     memory: int
+    generation: dict[str, Generation]
 
 
-def measure(bundle: Path, plan: Plan) -> Measured:
-    """Feed, serve, subscribe: one run over real streams."""
+Beside: TypeAlias = Callable[[subprocess.Popen[str], str], AbstractContextManager[object]]
+"""What goes on beside a run, given the serving process and the endpoint of its feed."""
+
+
+def measure(bundle: Path, plan: Plan, *more: str, beside: Beside | None = None) -> Measured:
+    """Feed, serve with ``more`` options, subscribe: one run over real streams."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamdec-bench-")))
         feeder, log_path = start_feeder(plan, folder)
         stack.callback(feeder.kill)
-        server, endpoint = serve_process(stack, bundle, plan.name, f"{plan.name}-markers")
+        server, endpoint = serve_process(stack, bundle, plan.name, f"{plan.name}-markers", *more)
+        if beside is not None:
+            stack.enter_context(beside(server, endpoint))
         received: list[tuple[float, Retrieval]] = []
         memory = 0
         stages: dict[str, float] = {}
+        generation: dict[str, Generation] = {}
         with Subscriber(endpoint, ("retrieval", "stats", "session")) as subscriber:
             deadline = time.monotonic() + 60 + plan.n_samples / plan.sfreq
             while len(received) < plan.n_events and time.monotonic() < deadline and server.poll() is None:
@@ -184,7 +193,7 @@ def measure(bundle: Path, plan: Plan) -> Measured:
                 elif isinstance(got.message, Session) and got.message.state == "refused":
                     raise StreamError("the bench's own stream was refused", got=got.message.reason)
                 elif isinstance(got.message, Stats):
-                    memory = got.message.memory
+                    memory, generation = got.message.memory, got.message.generation
                     stages = {name: q.p50 for name, q in got.message.latency.items()}
             cpu = _cpu_seconds(server.pid)
         feeder.wait(30)
@@ -194,7 +203,7 @@ def measure(bundle: Path, plan: Plan) -> Measured:
     cut = np.array([m.onset_time - m.residual for _, m in received])
     true = log.start + plan.onsets[events] / plan.sfreq
     misplaced = int(np.sum(np.abs(cut - true) > 0.5 / plan.sfreq))
-    return Measured(latency, len(received), misplaced, cpu / (plan.n_samples / plan.sfreq), stages, memory)
+    return Measured(latency, len(received), misplaced, cpu / (plan.n_samples / plan.sfreq), stages, memory, generation)
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -1,9 +1,11 @@
 """The live figures, ours against the peers, alternating in one run.
 
     python tools/bench_live.py full --runs 3        event to result, against a script on today's libraries
-    python tools/bench_live.py epochs --runs 3      the same without the encoder, against a bare loop; CPU against the
-    peer python tools/bench_live.py late                 markers up to (ring - window) late python tools/bench_live.py
-    load --minutes 10    256 channels at 4 kHz, a stimulus every 50 ms
+    python tools/bench_live.py epochs --runs 3      the same without the encoder, against a bare loop (CPU: the peer)
+    python tools/bench_live.py late                 markers up to (ring - window) late
+    python tools/bench_live.py load --minutes 10    256 channels at 4 kHz, a stimulus every 50 ms
+    python tools/bench_live.py generate --runs 3    event to result with captions and pictures made beside it, against
+                                                    without, on the same two cores
 
 The peers are programs outside this repository (environment variable STREAMDEC_PEERS, default ../shared/peers); `full`
 and `epochs` need what they need: mne-lsl, torch, psutil.
@@ -26,12 +28,14 @@ import numpy as np
 
 from streamdec.acquire.lsl import LslInlet, StreamQuery, local_clock, loopback
 from streamdec.bench import Plan, measure, read_log, start_feeder
+from streamdec.decode import bundle as bundles
 from streamdec.intake import Intake, IntakeSettings
 from streamdec.signal.quality import QualitySettings
 from streamdec.signal.spec import Signal
 from streamdec.types import Epoch
 
 ROOT = Path(__file__).parents[1]
+SIMULATE = ROOT / "streamdec" / "simulate"
 PEERS = Path(os.environ.get("STREAMDEC_PEERS", ROOT.parent / "shared" / "peers"))
 PEER_SCRIPTS = {"floor": "floor.py", "peer": "mne_lsl_epochs.py"}
 E63 = tuple(f"E{i}" for i in range(63))
@@ -271,16 +275,36 @@ def load(minutes: float) -> None:
     )
 
 
+# --- generation beside it --------------------------------------------------------------------------------------------
+
+
+def generate(runs: int, n_events: int, bundle: Path, generator: Path) -> None:
+    """`streamdec serve` without and with a generator in turn; a request of each kind for every decision."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # and all that is started from here
+    signal = bundles.read(bundle).manifest.signal
+    latency: dict[str, list[np.ndarray]] = {"without": [], "with": []}
+    for _ in range(runs):
+        for who, each in latency.items():
+            plan = Plan(tag(), signal.ch_names, signal.sfreq, n_events, tmin=signal.tmin, tmax=signal.tmax)
+            run = measure(bundle, plan, *(("--generator", str(generator)) if who == "with" else ()))
+            each.append(run.latency)
+            made = {kind: msgspec.to_builtins(account) for kind, account in run.generation.items()}
+            show("generate", who=who, n=run.decided, **quantiles(run.latency), cpu=round(run.cpu, 4), **made)
+    ratio("generate", latency["with"], latency["without"], {"p50": 1.2, "p99": 2.0})
+
+
 def main() -> None:
     """Parse and run."""
     if sys.argv[1:2] == ["intake"]:
         intake(msgspec.json.decode(sys.argv[2], type=Plan), Path(sys.argv[3]), float(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", choices=["full", "epochs", "late", "load"])
+    parser.add_argument("rows", nargs="+", choices=["full", "epochs", "late", "load", "generate"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--events", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--bundle", type=Path, default=SIMULATE / "demo_full.zip", help="of the row generate")
+    parser.add_argument("--generator", type=Path, default=SIMULATE / "demo_generator", help="of the row generate")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "lsl_api.cfg"
@@ -293,6 +317,8 @@ def main() -> None:
                 epochs(options.runs, options.events)
             elif row == "late":
                 late(options.events)
+            elif row == "generate":
+                generate(options.runs, options.events, options.bundle, options.generator)
             else:
                 load(options.minutes)
 

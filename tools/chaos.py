@@ -1,0 +1,172 @@
+"""A session whose workers are killed and stopped at random: nothing may be lost, and the hot loop may not feel it.
+
+    python tools/chaos.py --minutes 5 [--bundle BUNDLE --generator FOLDER]
+
+A calm run of `streamdec serve` with a generator, then one as long in which every few seconds a worker, or now and then
+the dispatcher, gets SIGKILL or SIGSTOP. Printed: whether every decision led to exactly one end per kind on the feed,
+how the ends are shared, whether the session ended cleanly, and event-to-result of both runs, the longest with chaos
+against the 99.9th percentile without. Exit code 1 where one of it is not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+from bench_live import SIMULATE, show, tag
+
+from streamdec.acquire.lsl import loopback
+from streamdec.bench import Measured, Plan, measure
+from streamdec.decode import bundle as bundles
+from streamdec.feed.schema import Dropped, Generated, Retrieval, Session
+from streamdec.feed.subscriber import Subscriber
+
+BAR = 2.0
+SOA = 0.2
+
+
+def kill(pid: int, seed: int) -> None:
+    """Do harm to the children of the serving process until stdin ends; print what was done."""
+    chance, done = random.Random(seed), Counter[str]()  # noqa: S311 - no secret
+    server = psutil.Process(pid)
+    os.set_blocking(sys.stdin.fileno(), False)
+    while sys.stdin.buffer.read(1) != b"":
+        time.sleep(chance.uniform(1.0, 5.0))
+        programs = {"worker": [], "dispatcher": []}  # type: dict[str, list[psutil.Process]]
+        for child in server.children(recursive=True):
+            for name in programs:
+                if f"streamdec.decode.generate.{name}" in child.cmdline():
+                    programs[name].append(child)
+        name = "dispatcher" if chance.random() < 0.1 else "worker"
+        if programs[name]:
+            harm = chance.choice(("SIGKILL", "SIGKILL", "SIGSTOP"))
+            chance.choice(programs[name]).send_signal(getattr(signal, harm))
+            done[f"{harm} of a {name}"] += 1
+    print(json.dumps(done))
+
+
+def account(endpoint: str) -> None:
+    """Count what comes on the feed until the session ends; print it."""
+    decided: Counter[tuple[str, float]] = Counter()
+    ends: dict[str, Counter[tuple[str, float]]] = {"caption": Counter(), "reconstruction": Counter()}
+    tiers: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    met = clean = 0
+    with Subscriber(endpoint, timeout=None) as feed:
+        for received in feed:
+            message = received.message
+            if isinstance(message, Retrieval) and message.final:
+                decided[message.key, message.onset_time] += 1
+            elif isinstance(message, Generated) and not message.partial:
+                ends[message.topic][message.key, message.onset_time] += 1
+                tiers[message.tier] += 1
+                met += message.timing.deadline_met
+            elif isinstance(message, Dropped) and message.what in ends:
+                ends[message.what][message.key, -1.0] += 1
+                dropped[message.reason] += 1
+            elif isinstance(message, Session) and message.state == "ended":
+                clean = 1
+        time.sleep(0.5)  # pictures come by a socket of their own
+        while (late := feed.receive(0.5)) is not None:
+            message = late.message
+            if isinstance(message, Generated) and not message.partial:
+                ends[message.topic][message.key, message.onset_time] += 1
+                tiers[message.tier] += 1
+                met += message.timing.deadline_met
+        missed = sum(feed.gaps.values())
+    n = sum(decided.values())
+    twice = sum(count > 1 for each in ends.values() for (_, onset), count in each.items() if onset >= 0)
+    said = {kind: sum(each.values()) for kind, each in ends.items()}
+    print(json.dumps({"decided": n, "ends": said, "twice": twice, "tiers": tiers, "dropped": dropped, "met": met,
+                      "clean": clean, "missed": missed}))  # fmt: skip
+
+
+@contextmanager
+def program(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """One of the programs above, in a process of its own; its stdin ends with the context."""
+    command = [sys.executable, __file__, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, dict[str, object]]:
+    """One run, and what was seen of it on the feed."""
+    manifest = bundles.read(options.bundle).manifest
+    n_events = round(options.minutes * 60 / SOA)
+    signal_ = manifest.signal
+    plan = Plan(tag(), signal_.ch_names, signal_.sfreq, n_events, SOA, tmin=signal_.tmin, tmax=signal_.tmax)
+    watchers: list[subprocess.Popen[str]] = []
+
+    @contextmanager
+    def beside(server: subprocess.Popen[str], endpoint: str) -> Iterator[None]:
+        with program("account", endpoint) as watcher:
+            watchers.append(watcher)
+            if not chaos:
+                yield
+                return
+            with program("kill", str(server.pid), str(options.seed)) as killer:
+                yield
+            assert killer.stdout is not None
+            show("chaos", harm=json.loads(killer.stdout.read()))
+
+    run = measure(options.bundle, plan, "--generator", str(options.generator), beside=beside)
+    seen = json.loads(watchers[0].communicate(timeout=60)[0])
+    milliseconds = {name: round(1e3 * float(np.percentile(run.latency, q)), 3) for name, q in QUANTILES.items()}
+    show("chaos", chaos=chaos, n=run.decided, of=n_events, **milliseconds, **seen)
+    return run, seen
+
+
+QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+
+
+def main() -> int:
+    """Parse and run."""
+    if sys.argv[1:2] == ["account"]:
+        account(sys.argv[2])
+        return 0
+    if sys.argv[1:2] == ["kill"]:
+        kill(int(sys.argv[2]), int(sys.argv[3]))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bundle", type=Path, default=SIMULATE / "demo_full.zip")
+    parser.add_argument("--generator", type=Path, default=SIMULATE / "demo_generator")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "lsl_api.cfg"
+        config.write_text(loopback(tag()), encoding="utf-8")
+        os.environ["LSLAPICFG"] = str(config)
+        calm, _ = session(options, chaos=False)
+        wild, seen = session(options, chaos=True)
+    n = seen["decided"]
+    usual = float(np.percentile(calm.latency, 99.9))
+    worst = float(wild.latency.max())
+    good = {
+        "every request one end": seen["ends"] == {"caption": n, "reconstruction": n} and not seen["twice"],
+        "ended cleanly": bool(seen["clean"]),
+        "hot loop": worst <= BAR * usual,
+    }
+    show("chaos", worst_ms=round(1e3 * worst, 3), usual_ms=round(1e3 * usual, 3), ratio=round(worst / usual, 3), **good)
+    return 0 if all(good.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
