@@ -83,9 +83,10 @@ def test_meteor_by_hand() -> None:
     assert score([told], ["blue"])["METEOR"][0] == 0
 
 
-def test_meteor_without_its_data(monkeypatch) -> None:
+@pytest.mark.parametrize("why", [LookupError("wordnet"), OSError("lexnames")])
+def test_meteor_without_its_data(why: Exception, monkeypatch) -> None:
     def absent() -> None:
-        raise LookupError("wordnet")
+        raise why
 
     from nltk import corpus
 

@@ -112,7 +112,7 @@ def meteor(wordnet: Any = None) -> Scorer:
         wordnet = corpus.wordnet
         try:
             wordnet.ensure_loaded()
-        except LookupError as error:
+        except (LookupError, OSError) as error:  # none, or not all of it
             raise ConfigError(
                 "WordNet, which METEOR needs",
                 got=f"no corpora/wordnet.zip in {', '.join(map(str, nltk.data.path))}",
