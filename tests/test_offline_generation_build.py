@@ -123,6 +123,10 @@ def test_every_tier_answers(folder: Path, whole: Path) -> None:
     assert not (folder / "whole.parts").exists()
 
 
+def test_it_names_no_folder_of_this_machine(folder: Path, whole: Path) -> None:
+    assert str(folder) not in (whole / "generator.json").read_text()
+
+
 def test_the_models_are_inside(whole: Path) -> None:
     assert (whole / "llm" / "config.json").is_file()
     assert {path.name for path in (whole / "diffusion").iterdir()} == {"unet", "scheduler", "vae"}
@@ -157,6 +161,19 @@ def test_atm_and_direct(folder: Path) -> None:
         picture = run(DiffusionTier(made), request(folder, "reconstruction"))
         assert picture.image.startswith(b"\x89PNG")
         assert ("2403.07721" in made.manifest.citation) == (name == "atm")
+
+
+def test_embeddings_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(folder, folder / "raw", DIRECT, "bridge = false\n", code=2)
+    assert "6 dims; allowed: 5 dims" in capsys.readouterr().err
+    single = prior.PriorSettings(fuse=False, steps=Steps(n_steps=1, batch_size=4))
+    wide = {"known": Targets(folder / "store-targets")}
+    prior.fit(str(folder / "pipeline"), wide, Targets(folder / "latents"), folder / "known-single", single)
+    given = (
+        DIRECT.replace('"single"', '"known-single"').replace("{plain", "{known").replace('"plain"', '"store-targets"')
+    )
+    made = build(folder, folder / "raw", given, "bridge = false\n", top="rescale = false\n")
+    assert open_generator(made).manifest.diffusion.conditioner == ""
 
 
 def test_adapter_from_a_file(folder: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -176,6 +177,17 @@ def ship(root: Path, models: Path) -> None:
     print(f"{BUNDLE.name}, {GENERATOR.name}: {size / 1e6:.1f} MB")
 
 
+def work(root: Path, models: Path, stages: Sequence[str]) -> None:
+    """Run those of the stages that are not done yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        done = root / f"{stage}.done"
+        if stage == "ship" or not done.exists():
+            print(f"{stage} ...", flush=True)
+            globals()[stage](root, models)
+            done.touch()
+
+
 def main() -> None:
     """Run the stages that are left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -184,13 +196,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=MODELS, help="as tools/world makes them; default: the shipped")
     args = parser.parse_args()
     root, models = args.folder.resolve(), args.models.resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES[: STAGES.index(args.until) + 1]:
-        done = root / f"{stage}.done"
-        if stage == "ship" or not done.exists():
-            print(f"{stage} ...", flush=True)
-            globals()[stage](root, models)
-            done.touch()
+    work(root, models, STAGES[: STAGES.index(args.until) + 1])
 
 
 if __name__ == "__main__":

@@ -228,7 +228,10 @@ class _Builder:
                 raise ConfigError("diffusion_prior", got="with a prior that fuses", allowed="with a plain adapter")
             self._sampled(config.diffusion_prior, native)
         else:
-            if not self._same(native):
+            if native.shape != self.embeddings.shape and not config.bridge:
+                got = f"embeddings of {self.source.dim} dims"
+                raise ConfigError("diffusion bridge = false", got=got, allowed=f"{native.shape[1]} dims")
+            if config.bridge and not self._same(native):
                 bridge, explained = fit_linear(self.embeddings, native, self.group)
                 self._note("diffusion", explained=explained)
                 layers.append(bridge)
@@ -365,8 +368,9 @@ def _without_folders(value: Any) -> Any:
     """Keep the names of files and folders, and not where they were on the machine that made it."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name
+    if isinstance(value, str):
+        kind, colon, rest = value.rpartition(":")  # of a target encoder, such as open_clip_text:FOLDER
+        return f"{kind}{colon}{Path(rest).name}" if rest.startswith("/") else value
     return value
 
 

@@ -48,7 +48,8 @@ class DiffusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     ``prior`` folder that ``streamdec-train prior`` made; or ``adapter``, a file of IP-Adapter weights. ``features`` by
     role, of the images, that prior or adapter were trained on. A prior that fuses: HVF's way; an embedding goes through
     phi_c unless ``brain_through_adapter`` is false, which is how the reference draws. With ``diffusion_prior`` one of
-    ATM is trained from embeddings of epochs to the features; else a linear map leads there, where it is needed.
+    ATM is trained from embeddings of epochs to the features; else a linear map leads there, where it is needed, unless
+    ``bridge`` is false: then they go in as they are, as ENIGMA has it, and must have the same width.
     """
 
     model: str
@@ -57,6 +58,7 @@ class DiffusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     prior: str = ""
     adapter: str = ""
     diffusion_prior: DiffusionPriorSettings | None = None
+    bridge: bool = True
     brain_through_adapter: bool = True
     vae: str = ""
     scheduler: str = ""

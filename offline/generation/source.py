@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -107,6 +108,6 @@ class Shown:
 
 
 def _item(id_: str) -> Item:
-    """Make the item of CONCEPT/FILE, as folders of images have them."""
+    """Make the item of CONCEPT/FILE, as folders of images have them; a number before the concept is no part of it."""
     concept = id_.rpartition("/")[0]
-    return Item(id_, concept.replace("_", " "), concept, id_)
+    return Item(id_, re.sub(r"^\d+_", "", concept).replace("_", " "), concept, id_)
