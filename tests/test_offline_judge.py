@@ -79,6 +79,7 @@ def test_known_figures_and_controls(folder: Path, world: truth.Truth) -> None:
     found = verdict.judge(made, world, Options(frozenset({"PixCorr", "SSIM"})))
     drawn = of(found, "draws")
     assert drawn["PixCorr"] == pytest.approx(6 / 8)
+    assert of(found, "", "stimulus itself") == pytest.approx({"PixCorr": 1, "SSIM": 1})
     for control in ("draws", "shuffled"), ("", "mean image"), ("", "wrong image"):
         assert of(found, *control)["PixCorr"] < drawn["PixCorr"] - 0.3
         assert of(found, *control)["SSIM"] < drawn["SSIM"]

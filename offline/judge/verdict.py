@@ -6,6 +6,7 @@ Controls, each judged as the results are:
   stimulus but its evidence, so that is what EEG of another stimulus gives.
 - ``label only`` (captions): what the decoder took the stimulus for, and no sentence.
 - ``mean image``, ``wrong image`` (pictures): the mean of training images, and one of another concept.
+- ``stimulus itself`` (pictures): as good as a figure can be; a judge of attributes errs on stimuli too.
 """
 
 from __future__ import annotations
@@ -193,10 +194,11 @@ class _Bench:
             return np.asarray(common([picture], truth.size)[0])
 
         yield from self._sets(made, keys, load, np.stack)
+        every = np.arange(len(keys))
+        yield _Set("", "stimulus itself", every, [truth.pictures(keys)])
         if not truth.training:
             self._missing["mean image, wrong image"] = f"{truth.name} has no training images"
             return
-        every = np.arange(len(keys))
         yield _Set("", "mean image", every, [np.stack([truth.mean_image()] * len(keys))])
         yield _Set("", "wrong image", every, [truth.wrong_images(keys)])
 
