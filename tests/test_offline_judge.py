@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from offline import cli
+from offline.data.store import Prepared
+from offline.experiment import evaluate_run
 from offline.judge import classifier, gauges, make, results, truth, verdict
 from offline.judge.classifier import opened as classifier_opened
 from offline.judge.gauges import Options
@@ -332,3 +334,20 @@ def test_a_recorded_session(world: truth.Truth, monkeypatch) -> None:
     monkeypatch.setattr(results, "read_recording", lambda path: Recording(path, (), feed=feed[:1]))
     with pytest.raises(DataError, match="record one with a generator"):
         results.read(Path("session.xdf"))
+
+
+def test_requests_of_a_store_are_what_the_evaluator_sees(tmp_path: Path) -> None:
+    tiny_store.make(tmp_path / "store", noise=15.0)
+    call = ["fit", "ridge", tmp_path / "store", tmp_path / "store-targets", tmp_path / "run"]
+    assert cli.main([str(word) for word in call]) == 0
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "bundle.zip")]) == 0
+    bundle = bundles.read(tmp_path / "bundle.zip", live=False)
+    requests = make.of_store(bundle, Prepared(tmp_path / "store"))
+    found = evaluate_run(tmp_path / "run").averaged
+    assert found is not None
+    assert len(requests) == found.n_queries
+    assert {request.repetitions for request in requests} == {found.repetitions}
+    assert np.mean([request.candidates[0].id == request.key for request in requests]) == found.top1
+    assert all(sum(one.probability for one in request.candidates) <= 1 + 1e-6 for request in requests)
+    with pytest.raises(DataError, match="of the bundle"):
+        make.of_store(bundles.read(DEMO_BUNDLE), Prepared(tmp_path / "store"))
