@@ -211,7 +211,11 @@ def soak(options: argparse.Namespace) -> None:
         }
         asker = Asker(client, bundles.read(options.bundle))
         memory: dict[str, list[int]] = {name: [] for name in workers}
-        for _ in range(options.requests):
+        for n in range(options.requests):
+            if n and n % 100 == 0:
+                print(
+                    f"# {n} requests: {', '.join(f'{k} {v[-1] / 1e6:.1f} MB' for k, v in memory.items())}", flush=True
+                )
             image = asker.image()
             ids = [asker.ask(kind, image, local_clock(), 60.0) for kind in client.kinds]
             while any(asker.asked[id_].end is None for id_ in ids):
