@@ -291,3 +291,26 @@ def test_the_example_config_is_right() -> None:
     assert Path(made.run).is_absolute()
     assert made.diffusion is not None
     assert made.diffusion.model == "stabilityai/sdxl-turbo"
+
+
+def test_the_demo_is_made_of_what_the_configs_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maker and the ablation write configs that are read."""
+    from offline.generation.config import read
+    from streamdec.config import convert, read_toml
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tools")
+    import ablate_prior
+    import make_demo_full
+
+    config = tmp_path / "config.toml"
+    for text in (make_demo_full.PRIOR, ablate_prior.PRIOR.format(fuse="true", n_steps=5)):
+        config.write_text(text)
+        convert(read_toml(config), prior.PriorSettings, "prior")
+    images = 'image = "features/fused"'
+    config.write_text(make_demo_full.GENERATOR_TOML.format(run="ridge", models="/models", images=images))
+    assert read(config).run == str(tmp_path / "runs" / "ridge")
+    given = {"prior": "p", "features": 'clip = "c"', "through": "true", "bridge": "false"}
+    config.write_text(ablate_prior.GENERATOR.format(model="m", **given))
+    made = read(config)
+    assert made.diffusion is not None
+    assert not made.diffusion.bridge
