@@ -127,7 +127,8 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, dict[st
             show("chaos", harm=json.loads(killer.stdout.read()))
 
     run = measure(options.bundle, plan, "--generator", str(options.generator), beside=beside)
-    seen = json.loads(watchers[0].communicate(timeout=60)[0])
+    assert watchers[0].stdout is not None
+    seen = json.loads(watchers[0].stdout.read())
     milliseconds = {name: round(1e3 * float(np.percentile(run.latency, q)), 3) for name, q in QUANTILES.items()}
     show("chaos", chaos=chaos, n=run.decided, of=n_events, **milliseconds, **seen)
     return run, seen

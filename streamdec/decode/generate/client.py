@@ -32,7 +32,7 @@ DISPATCHER = "dispatcher"
 
 _OPEN = 256  # requests that may be open
 _GRACE = 1.0  # seconds beyond its deadline after which a request will not be answered any more
-_SILENT = 5.0  # seconds without a sign after which the dispatcher is ended and started anew
+_SILENT = 10.0  # seconds without a sign after which the dispatcher is ended and started anew
 _LOOK = 0.1  # seconds between two looks at the process and at the list
 _DRAIN = 0.5  # seconds that close() waits for answers
 _FAREWELL = 1.0  # seconds that the dispatcher has to end
@@ -62,13 +62,13 @@ class KindSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Captions and reconstructions, while `serve` runs.
+    """Captions and reconstructions, while `serve` runs; `replay` makes none.
 
     ``generator`` the folder that makes them, "" for none. ``listen`` tcp://host:port where `streamdec worker` may join
-    from other machines, port 0 for a free one, "" for nowhere; ``keys`` a folder made by `streamdec keys`, needed where
-    ``listen`` can be reached from another machine. ``costs`` folder that keeps what each tier was measured to cost, ""
-    for the user's own. ``wait`` seconds for the workers to load and warm up before the session opens; those that are
-    not there by then come later.
+    from other machines, port 0 for a free one, "" for nowhere. ``keys`` a folder made by `streamdec keys`, needed where
+    ``listen`` can be reached from another machine; not the feed's, whose readers are to make nothing. ``costs`` folder
+    that keeps what each tier was measured to cost, "" for the user's own. ``wait`` seconds for the workers to load and
+    warm up before the session opens; those that are not there by then come later.
     """
 
     generator: str = ""
@@ -280,6 +280,7 @@ class Client:
     def _start(self, now: float) -> None:
         self._lives += 1
         loop, local = (f"ipc://{self._folder}/{name}-{self._lives}" for name in ("loop", "workers"))
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # a session can outlive what cleans up among temporary files
         self._line = Line(loop, ToLoop, "loop")
         told = msgspec.structs.replace(self._plan, loop=loop, local=local)
         self._keeper.start(now, told)

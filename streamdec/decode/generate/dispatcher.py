@@ -47,11 +47,10 @@ from .link import (
     WorkerState,
 )
 from .link import Cancel as CancelJob
-from .supervise import UNABLE, Keeper
+from .supervise import UNABLE, Keeper, die_with_parent
 from .tiers.base import First, open_first, plain
-from .worker import BEAT, MODULE, OPENS, SILENCE, WorkerPlan, fingerprint
+from .worker import BEAT, MODULE, OPENS, SILENCE, STUCK, WorkerPlan, fingerprint
 
-_STUCK = 10.0  # seconds without a beat after which a worker of ours is taken to be stopped, and ended
 _SAVE = 60.0  # seconds between two looks at whether costs are to be saved
 _CROWDED = 0.005  # seconds until the next try where the hot loop has not yet read what it was sent
 _FAREWELL = 0.5  # seconds that workers have to end
@@ -332,7 +331,7 @@ class Dispatcher:
         self._line.send(Beat())
         for peer, known in list(self._peers.items()):
             self._hub.send(peer, Beat())
-            if now - known.heard > (_STUCK if known.name in self._keepers else SILENCE):
+            if now - known.heard > (STUCK if known.name in self._keepers else SILENCE):
                 self._kill(known.name, f"not heard of for {now - known.heard:.0f} s")
         if self._hub.refused > self._refused:
             self._refused = self._hub.refused
@@ -387,6 +386,7 @@ def main() -> int:
     """Run as ``python -m streamdec.decode.generate.dispatcher PLAN``, until stdin ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the hot loop says when
+    die_with_parent()
     os.nice(_NICE)
     plan = msgspec.json.decode(sys.argv[1], type=DispatcherPlan)
     line: Line[ToDispatcher] = Line(plan.loop, ToDispatcher, "dispatcher")

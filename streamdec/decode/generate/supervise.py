@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ GOOD = 60.0
 UNABLE = 2
 """Exit status of a process that would only fail again; the last line that it writes says why."""
 
+_PR_SET_PDEATHSIG = 1
 _TAIL = 4096  # bytes kept of what it says
 
 
@@ -59,6 +61,7 @@ class Keeper:
         self._threads, self._said = threads, said
         self._process: subprocess.Popen[bytes] | None = None
         self._back_off = BackOff()
+        self._unborn = ""
         self._started = 0.0
         self._tail = b""
         self._line = b""
@@ -74,17 +77,25 @@ class Keeper:
         return None if self._process is None or self._process.stderr is None else self._process.stderr.fileno()
 
     def start(self, now: float, plan: msgspec.Struct) -> None:
-        """Start it, with ``plan`` as JSON for its argument."""
+        """Start it, with ``plan`` as JSON for its argument. Where it cannot be, :meth:`ended` tells."""
         assert self._process is None
         command = [sys.executable, "-P", "-m", self._module, msgspec.json.encode(plan).decode()]
-        self._process = _spawn(command, self._threads)
+        self._started, self.due = now, float("inf")
+        try:
+            self._process = _spawn(command, self._threads)
+        except OSError as error:  # no memory, no more processes
+            self._unborn = f"it cannot be started: {error.strerror}"
+            return
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
-        self._started, self.due = now, float("inf")
         self._tail = self._line = b""
 
     def ended(self, now: float) -> str | None:
         """Tell, once, why it has ended; None while it runs. From then on :attr:`due` says when to start it again."""
+        if self._unborn:
+            why, self._unborn = self._unborn, ""
+            self.due = now + self._back_off.after(0.0)
+            return why
         if self._process is None:
             return None
         self._listen(self._process)
@@ -139,6 +150,12 @@ class Keeper:
             if end is not None:
                 end.close()
         self._process = None
+
+
+def die_with_parent() -> None:
+    """Have this process ended when its parent is gone, even where it hangs and does not see its stdin end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _spawn(command: Sequence[str], threads: int) -> subprocess.Popen[bytes]:

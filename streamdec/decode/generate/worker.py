@@ -7,7 +7,6 @@ A third one ends the process when its stdin does, that is, when its parent is go
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import importlib
@@ -47,13 +46,15 @@ from .link import (
     Waiter,
 )
 from .spec import Generator
-from .supervise import UNABLE
+from .supervise import UNABLE, die_with_parent
 from .tiers.base import Worked
 
 BEAT = 0.5
 """Seconds between two beats."""
 SILENCE = 3.0
-"""Seconds without a beat after which the other side is taken to be gone."""
+"""Seconds without a beat after which the other side, on another machine, is taken to be gone."""
+STUCK = 10.0
+"""The same on one machine, where a process can only be starved, or stopped."""
 MODULE = "streamdec.decode.generate.worker"
 """This program."""
 OPENS = "streamdec.decode.generate.tiers.base:open_tiers"
@@ -102,6 +103,7 @@ class Post(threading.Thread):
         super().__init__(daemon=True)
         self.tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._plan, self._say = plan, say
+        self._patience = SILENCE if plan.endpoint.startswith("tcp") else STUCK
         self._line: Line[ToWorker] = Line(plan.endpoint, ToWorker, "worker", Path(plan.keys) if plan.keys else None)
         self._out: deque[FromWorker] = deque()
         self._bell, self._door = socket.socketpair()
@@ -149,7 +151,7 @@ class Post(threading.Thread):
             if now >= beat:
                 beat = now + BEAT
                 self._line.send(Beat())
-            if now - heard > SILENCE:
+            if now - heard > self._patience:
                 heard = now
                 waiter.remove(self._line)
                 self._line.redial()
@@ -285,7 +287,7 @@ def measure(tier: Worked) -> Card:
 
 
 def step_back() -> None:
-    """Run only when nothing else wants the processor; be the first to go where memory runs out; die with the parent.
+    """Run only when nothing else wants the processor; be the first to go where memory runs out.
 
     Before torch is imported: its threads inherit it.
     """
@@ -294,15 +296,13 @@ def step_back() -> None:
     else:
         os.nice(19)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: also when a library hangs with Python's lock held
         Path("/proc/self/oom_score_adj").write_text(str(_VICTIM), encoding="ascii")
 
 
 def main() -> int:
     """Run as ``python -m streamdec.decode.generate.worker PLAN``, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
     step_back()
 
     def watch() -> None:
