@@ -14,7 +14,7 @@ import tiny_store
 import torch
 
 from offline.cli import main
-from offline.data.store import Prepared
+from offline.data.store import Item, Prepared
 from offline.experiment import open_run, open_test
 from offline.generation import prior
 from offline.generation.loop import Steps
@@ -44,6 +44,12 @@ class Turned:
 
     def __call__(self, items, images):
         return (self._known.of(items) @ self._turn).astype(np.float32)
+
+
+def compute_given(path: Path, items: list[Item], rows: np.ndarray) -> Path:
+    known = tiny_store.Known({item.id: row for item, row in zip(items, rows, strict=True)})
+    compute(known, items, path.parent, path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +180,24 @@ def test_embeddings_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]
     )
     made = build(folder, folder / "raw", given, "bridge = false\n", top="rescale = false\n")
     assert open_generator(made).manifest.diffusion.conditioner == ""
+
+
+def test_other_images_than_those_shown(folder: Path) -> None:
+    """The bank also knows the sentences of the training stimuli, whose epochs its scale is fitted on."""
+    items = [Item(f"00001_red_star/{i}.png", "", "", "") for i in range(8)]
+    rng = np.random.default_rng(5)
+    more = Targets(compute_given(folder / "more", items, rng.standard_normal((8, 6), np.float32)))
+    clip = compute_given(folder / "more-clip", items, more.rows() @ rng.standard_normal((6, 256), np.float32))
+    captions = json.loads((folder / "captions.json").read_text()) | {item.id: "a pink cross" for item in items}
+    (folder / "more.json").write_text(json.dumps(captions))
+    config = folder / "more.toml"
+    bank = f'[bank]\ntext = "spelling"\nimages = "{clip}"\n'
+    config.write_text(f'run = "run"\ncaptions = "more.json"\nimages = {{image = "more"}}\n{bank}')
+    assert main(["generator", str(config), str(folder / "of-more")]) == 0
+    said = json.loads((folder / "of-more" / "bank.json").read_text())
+    assert "a pink cross" in said
+    assert captions["train0"] in said
+    assert Source(folder / "run", {"image": more}).items[0].label == "red star"
 
 
 def test_adapter_from_a_file(folder: Path) -> None:

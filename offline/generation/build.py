@@ -147,7 +147,7 @@ class _Builder:
         own, rows = self._captioned(self.shown.of_sample)
         scale, adapter, explained = write_bank(
             self.folder,
-            said,
+            said + own,
             config.text,
             self.embeddings,
             self._features(Path(config.images)),
