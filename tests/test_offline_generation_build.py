@@ -327,12 +327,11 @@ def test_the_demo_is_made_of_what_the_configs_take(tmp_path: Path, monkeypatch: 
     import make_demo_full
 
     config = tmp_path / "config.toml"
-    for text in (make_demo_full.PRIOR, ablate_prior.PRIOR.format(fuse="true", n_steps=5)):
+    for text in (make_demo_full.PRIOR.format(n_steps=5), ablate_prior.PRIOR.format(fuse="true", n_steps=5)):
         config.write_text(text)
         convert(read_toml(config), prior.PriorSettings, "prior")
-    images = 'image = "features/fused"'
-    config.write_text(make_demo_full.GENERATOR_TOML.format(run="ridge", models="/models", images=images))
-    assert read(config).run == str(tmp_path / "runs" / "ridge")
+    config.write_text(make_demo_full.GENERATOR_TOML.format(models="/models"))
+    assert read(config).run == str(tmp_path / "ridge")
     given = {"prior": "p", "features": 'clip = "c"', "through": "true", "bridge": "false"}
     config.write_text(ablate_prior.GENERATOR.format(model="m", **given))
     made = read(config)

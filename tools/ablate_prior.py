@@ -108,17 +108,18 @@ def main() -> None:
     args = parser.parse_args()
     root, models = args.folder.resolve(), args.models.resolve()
     work(root, models, STAGES[: STAGES.index("features") + 1])
+    run("features", root / "prepared", f"vae:{models / 'diffusion' / 'vae'}@size=64", root / "stimuli" / "vae")
     found = {}
     for name, roles in ROLES.items():
         made = prior(root, models, name, roles, True, args.steps)
         brain(root, name, roles, made, 256)
-        features = ", ".join(f'{role} = "{root / "stimuli" / role}"' for role in roles)
+        features = ", ".join(f'{role} = "{root / "features" / role}"' for role in roles)
         settings = {"prior": str(made), "features": features, "bridge": "true"}
         for row, through in ((name, "true"), *([("past-phi", "false")] if name == "both" else [])):
             found[row] = judged(root, models, name, row, settings | {"through": through}, args.images)
     plain = prior(root, models, "without", ("clip",), False, args.steps)
     brain(root, "without", ROLES["both"], "", 128)
-    settings = {"prior": str(plain), "features": f'clip = "{root / "stimuli" / "clip"}"', "through": "true"}
+    settings = {"prior": str(plain), "features": f'clip = "{root / "features" / "clip"}"', "through": "true"}
     for row, bridge in (("without", "false"), ("mapped", "true")):
         found[row] = judged(root, models, "without", row, settings | {"bridge": bridge}, args.images)
     for row, path in found.items():

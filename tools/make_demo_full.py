@@ -2,7 +2,7 @@
 
     python tools/make_demo_full.py FOLDER [--until STAGE] [--models FOLDER]
 
-FOLDER keeps what is made on the way (2 GB at the end, 10 GB for a while); a stage whose output is there is skipped, and
+FOLDER keeps what is made on the way (1.5 GB at the end, 10 GB for a while); a stage that is done there is skipped, and
 one that was killed goes on. Everything goes through `streamdec-train`, as a user's own data would, on the models of
 streamdec/simulate/world_models (tools/world). The sessions trained on are not the one the demo plays, and its images
 are of concepts that neither these models nor the prior has seen. What it reaches is printed, and is a simulated figure.
@@ -20,10 +20,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from PIL import Image
 
 from offline.cli import main as train
-from offline.data.store import Prepared
 from streamdec.demo import DEMO_SESSION
 from streamdec.simulate.captions import PHRASINGS, attributes, describe
 from streamdec.simulate.subject import Subject
@@ -33,10 +31,11 @@ from streamdec.simulate.world import World
 SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
 MODELS = SIMULATE / "world_models"
 BUNDLE, GENERATOR = SIMULATE / "demo_full.zip", SIMULATE / "demo_generator"
-STAGES = ("simulate", "images", "features", "prior", "fit", "generator", "ship")
+STAGES = ("simulate", "features", "fit", "prior", "generator", "ship")
+WORLD = World(0)
 N_SESSIONS = 4
-PICTURES = World(0, n_train=1000, images_per_concept=10)
-"""What the parts without EEG are fitted on: the test concepts are those of World(0), and are not among them."""
+IMAGES = Path("data/image_set/training_images")
+"""What the parts without EEG are fitted on; the features of the store hold the test images' as well."""
 
 PRIOR = """\
 n_dims = 256
@@ -44,17 +43,16 @@ n_inner = 512
 n_projector = 512
 
 [steps]
-n_steps = 3000
-batch_size = 64
+n_steps = {n_steps}
+batch_size = 32
 learning_rate = 1e-3
-warm_up = 100
+warm_up = 50
 cosine = true
-keep_every = 100
+keep_every = 50
 """
 GENERATOR_TOML = """\
-run = "runs/{run}"
+run = "ridge"
 captions = "captions.json"
-images = {{ {images} }}
 
 [bank]
 text = "open_clip_text:{models}/clip"
@@ -67,19 +65,19 @@ wrong = 0.5
 max_tokens = 32
 
 [llm.images]
-n_steps = 1500
-batch_size = 64
-learning_rate = 1e-3
-warm_up = 50
+n_steps = 500
+batch_size = 32
+learning_rate = 2e-3
+warm_up = 30
 cosine = true
-keep_every = 100
+keep_every = 50
 
 [llm.epochs]
-n_steps = 300
-batch_size = 64
+n_steps = 100
+batch_size = 32
 learning_rate = 2e-4
 cosine = true
-keep_every = 100
+keep_every = 50
 
 [latent]
 vae = "{models}/diffusion"
@@ -104,29 +102,21 @@ def run(*arguments: str | Path) -> None:
 
 
 def simulate(root: Path, models: Path) -> None:
-    """Record the subject in the THINGS-EEG2 layout and prepare it."""
+    """Record the subject in the THINGS-EEG2 layout, prepare it, and say what its images show."""
     assert N_SESSIONS <= DEMO_SESSION  # the demo plays noise and orders of a session that was not trained on
-    write(root / "data", [Subject(World(0), 0)], n_sessions=N_SESSIONS)
+    write(root / "data", [Subject(WORLD, 0)], n_sessions=N_SESSIONS)
     run("prepare", "things_eeg2", root / "data", root / "prepared", "--subject", "sub-01")
     shutil.rmtree(root / "data" / "eeg_dataset")
 
 
-def images(root: Path, models: Path) -> None:
-    """Draw the pictures, and say what they and the stimuli show."""
-    captions = {}
-    partial = root / "images.partial"
-    for i, name in enumerate(PICTURES.ids("train")):
-        path = partial / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(PICTURES.image("train", i)).save(path, quality=95)
-        captions[name] = caption(PICTURES, i)
-    stimuli = World(0)
-    ids = stimuli.ids("train")
-    wanted = {item.id for item in Prepared(root / "prepared").meta.items["train"]}
-    found = {next(id_ for id_ in (ids[i], f"training_images/{ids[i]}") if id_ in wanted): i for i in range(len(ids))}
-    captions |= {id_: caption(stimuli, i) for id_, i in found.items()}
-    (root / "captions.json").write_bytes(msgspec.json.encode(captions))
-    partial.rename(root / "images")
+def features(root: Path, models: Path) -> None:
+    """CLIP and latents of the training images, and CLIP of all that the store shows; captions."""
+    clip, vae = f"open_clip:{models / 'clip'}", f"vae:{models / 'diffusion' / 'vae'}@size=64"
+    run("features", root / "prepared", clip, root / "stimuli" / "clip")
+    run("features", root / IMAGES, clip, root / "features" / "clip")
+    run("features", root / IMAGES, vae, root / "features" / "vae")
+    said = {id_: caption(WORLD, i) for i, id_ in enumerate(WORLD.ids("train"))}
+    (root / "captions.json").write_bytes(msgspec.json.encode(said))
 
 
 def caption(world: World, i: int) -> str:
@@ -135,42 +125,31 @@ def caption(world: World, i: int) -> str:
     return describe(attributes(world.concept("train", i), world.look("train", i)), phrasing)
 
 
-def features(root: Path, models: Path) -> None:
-    """CLIP and latents, of the pictures and of the stimuli."""
-    for name, encoder in (("clip", f"open_clip:{models / 'clip'}"), ("vae", f"vae:{models / 'diffusion/vae'}@size=64")):
-        run("features", root / "images", encoder, root / "features" / name)
-        run("features", root / "prepared", encoder, root / "stimuli" / name)
-
-
-def prior(root: Path, models: Path) -> None:
-    """HVF's Fusion Prior, and its space for any method."""
-    (root / "prior.toml").write_text(PRIOR, encoding="utf-8")
-    given = ",".join(f"{role}={root / 'features' / role}" for role in ("clip", "vae"))
-    model, latents = models / "diffusion", root / "features" / "vae"
-    run("prior", model, given, latents, root / "prior", "--config", root / "prior.toml")
-    run("features", root / "images", f"fused:{root / 'prior'}", root / "features" / "fused")
-    run("features", root / "prepared", f"fused:{root / 'prior'}", root / "stimuli" / "fused")
-
-
 def fit(root: Path, models: Path) -> None:
-    """Ridge into the fused space."""
-    run("fit", "ridge", root / "prepared", root / "stimuli" / "fused", root / "runs" / "ridge")
-    run("evaluate", root / "runs" / "ridge")
+    """Ridge from epochs to CLIP."""
+    run("fit", "ridge", root / "prepared", root / "stimuli" / "clip", root / "ridge")
+    run("evaluate", root / "ridge")
+
+
+def prior(root: Path, models: Path, n_steps: int = 600) -> None:
+    """HVF's Fusion Prior of CLIP and latents."""
+    (root / "prior.toml").write_text(PRIOR.format(n_steps=n_steps), encoding="utf-8")
+    given = ",".join(f"{role}={root / 'features' / role}" for role in ("clip", "vae"))
+    latents = root / "features" / "vae"
+    run("prior", models / "diffusion", given, latents, root / "prior", "--config", root / "prior.toml")
 
 
 def generator(root: Path, models: Path) -> None:
     """Everything that turns its embeddings into captions and pictures."""
     config = root / "generator.toml"
-    config.write_text(
-        GENERATOR_TOML.format(run="ridge", models=models, images='image = "features/fused"'), encoding="utf-8"
-    )
+    config.write_text(GENERATOR_TOML.format(models=models), encoding="utf-8")
     run("generator", config, root / "generator")
 
 
 def ship(root: Path, models: Path) -> None:
     """Bundle and generator, where the demo looks for them."""
     BUNDLE.unlink(missing_ok=True)
-    run("export", root / "runs" / "ridge", BUNDLE)
+    run("export", root / "ridge", BUNDLE)
     shutil.rmtree(GENERATOR, ignore_errors=True)
     shutil.copytree(root / "generator", GENERATOR)
     size = sum(path.stat().st_size for path in [BUNDLE, *GENERATOR.rglob("*")] if path.is_file())
@@ -195,8 +174,7 @@ def main() -> None:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--models", type=Path, default=MODELS, help="as tools/world makes them; default: the shipped")
     args = parser.parse_args()
-    root, models = args.folder.resolve(), args.models.resolve()
-    work(root, models, STAGES[: STAGES.index(args.until) + 1])
+    work(args.folder.resolve(), args.models.resolve(), STAGES[: STAGES.index(args.until) + 1])
 
 
 if __name__ == "__main__":
