@@ -221,9 +221,10 @@ def soak(options: argparse.Namespace) -> None:
             while any(asker.asked[id_].end is None for id_ in ids):
                 asker.wait(local_clock() + 0.002)
             for name, process in workers.items():
-                memory[name].append(process.memory_info().rss)
-        for name, process in workers.items():
-            assert process.is_running(), f"{name} was started anew"
+                try:
+                    memory[name].append(process.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    raise EngineError(f"worker {name} was lost after {n} requests") from None
         tiers = Counter(each.end.tier if isinstance(each.end, Answer) else "none" for each in asker.asked.values())
     for name, each in memory.items():
         quarter = max(1, len(each) // 4)
