@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from streamdec.errors import DataError
 
@@ -123,11 +123,12 @@ def _show(out: Console, found: Verdict) -> None:
         names = list(dict.fromkeys(name for one in rows for name in one.figures))
         own = names.index("two-way" if "two-way" in names else "attributes") if "attributes" in names else len(names)
         for columns in filter(None, (names[:own], names[own:])):
-            heads = (f"{name} ↓" if name in found.lower else name for name in columns)
+            shown = {name: f"{name} ↓" if name in found.lower else name for name in columns} | {"attributes": "all"}
             errors = [one.figures[name].error for one in rows for name in columns if name in one.figures]
             what = f"{kind}s of {data} {found.truth}, means over n stimuli, standard errors up to {max(errors):.3f}"
             tell(out, what + ("; ↓ better the lower" if set(columns) & set(found.lower) else ""))
-            table = Table("by", "n", *heads, box=SIMPLE, padding=(0, 0, 0, 1))
+            heads = (Column("by", no_wrap=True), "n", *(shown[name] for name in columns))
+            table = Table(*heads, box=SIMPLE, padding=(0, 0, 0, 1))
             for one in rows:
                 cells = (one.figures.get(name) for name in columns)
                 values = ("" if cell is None else f"{cell.value:.3f}" for cell in cells)
