@@ -127,8 +127,8 @@ def _show(out: Console, found: Verdict) -> None:
             errors = [one.figures[name].error for one in rows for name in columns if name in one.figures]
             what = f"{kind}s of {data} {found.truth}, means over n stimuli, standard errors up to {max(errors):.3f}"
             tell(out, what + ("; ↓ better the lower" if set(columns) & set(found.lower) else ""))
-            heads = (Column("by", no_wrap=True), "n", *(shown[name] for name in columns))
-            table = Table(*heads, box=SIMPLE, padding=(0, 0, 0, 1))
+            heads: list[Column | str] = [Column("by", no_wrap=True), "n", *(shown[name] for name in columns)]
+            table = Table(*heads, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
             for one in rows:
                 cells = (one.figures.get(name) for name in columns)
                 values = ("" if cell is None else f"{cell.value:.3f}" for cell in cells)
