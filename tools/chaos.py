@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +45,17 @@ def kill(pid: int, seed: int) -> None:
     os.set_blocking(sys.stdin.fileno(), False)
     while sys.stdin.buffer.read(1) != b"":
         time.sleep(chance.uniform(1.0, 5.0))
-        programs = {"worker": [], "dispatcher": []}  # type: dict[str, list[psutil.Process]]
-        for child in server.children(recursive=True):
-            for name in programs:
-                if f"streamdec.decode.generate.{name}" in child.cmdline():
-                    programs[name].append(child)
-        name = "dispatcher" if chance.random() < 0.1 else "worker"
-        if programs[name]:
-            harm = chance.choice(("SIGKILL", "SIGKILL", "SIGSTOP"))
-            chance.choice(programs[name]).send_signal(getattr(signal, harm))
-            done[f"{harm} of a {name}"] += 1
+        programs: dict[str, list[psutil.Process]] = {"worker": [], "dispatcher": []}
+        with suppress(psutil.Error):  # they come and go
+            for child in server.children(recursive=True):
+                for name, found in programs.items():
+                    if f"streamdec.decode.generate.{name}" in child.cmdline():
+                        found.append(child)
+            name = "dispatcher" if chance.random() < 0.1 else "worker"
+            if programs[name]:
+                harm = chance.choice(("SIGKILL", "SIGKILL", "SIGSTOP"))
+                chance.choice(programs[name]).send_signal(getattr(signal, harm))
+                done[f"{harm} of a {name}"] += 1
     print(json.dumps(done))
 
 
