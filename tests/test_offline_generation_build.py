@@ -131,6 +131,9 @@ def test_every_tier_answers(folder: Path, whole: Path) -> None:
 
 def test_it_names_no_folder_of_this_machine(folder: Path, whole: Path) -> None:
     assert str(folder) not in (whole / "generator.json").read_text()
+    here = str(Path(__file__).parents[1]).encode()
+    for path in whole.rglob("*.onnx"):
+        assert here not in path.read_bytes(), path.name
 
 
 def test_the_models_are_inside(whole: Path) -> None:

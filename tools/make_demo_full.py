@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from offline.cli import main as train
+from streamdec.decode import bundle as bundles
 from streamdec.demo import DEMO_SESSION
 from streamdec.simulate.captions import PHRASINGS, attributes, describe
 from streamdec.simulate.subject import Subject
@@ -61,7 +62,6 @@ images = "features/clip"
 [llm]
 model = "{models}/lm"
 n_vectors = 8
-wrong = 0.5
 max_tokens = 32
 
 [llm.images]
@@ -149,7 +149,13 @@ def generator(root: Path, models: Path) -> None:
 def ship(root: Path, models: Path) -> None:
     """Bundle and generator, where the demo looks for them."""
     BUNDLE.unlink(missing_ok=True)
-    run("export", root / "ridge", BUNDLE)
+    (root / "bundle.zip").unlink(missing_ok=True)
+    run("export", root / "ridge", root / "bundle.zip")
+    made = bundles.read(root / "bundle.zip")
+    # Without what other engines would be compiled from, which of ridge is as large as the ONNX file.
+    encoders = {head.encoder: made.encoder(head) for head in made.manifest.heads}
+    pictures = {id_: picture for id_ in made.gallery.ids if (picture := made.thumbnail(id_))}
+    bundles.write(BUNDLE, made.manifest, made.arrays, made.gallery, encoders, pictures)
     shutil.rmtree(GENERATOR, ignore_errors=True)
     shutil.copytree(root / "generator", GENERATOR)
     size = sum(path.stat().st_size for path in [BUNDLE, *GENERATOR.rglob("*")] if path.is_file())

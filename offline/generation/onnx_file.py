@@ -79,5 +79,9 @@ def to_onnx(network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], 
     )
     if program is None:
         raise EngineError("ONNX export", got="no model")
-    out: bytes = program.model_proto.SerializeToString()
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")  # where in whose files each node was written
+        part.ClearField("doc_string")
+    out: bytes = model.SerializeToString()
     return out
