@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", default=[], metavar="STAGE", help=f"of {', '.join(STAGES)}; all")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamdec-world")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, help="of training, for a trial")
     parser.add_argument("--batch", type=int, help="images of a step, for a trial")
     parser.add_argument("--images", type=int, default=N_IMAGES, help="to train on, for a trial")
@@ -57,7 +58,7 @@ def main() -> None:
     for name in arguments.stages:
         if name not in STAGES:
             parser.error(f"stage {name!r}: one of {', '.join(STAGES)}")
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
