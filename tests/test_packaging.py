@@ -84,7 +84,9 @@ def test_seconds_become_samples_in_one_place() -> None:
     assert not offenders
 
 
-@pytest.mark.parametrize(("module", "only"), [("pylsl", {"lsl.py"}), ("zmq", {"access.py", "link.py", "publisher.py", "subscriber.py"})])
+@pytest.mark.parametrize(
+    ("module", "only"), [("pylsl", {"lsl.py"}), ("zmq", {"access.py", "link.py", "publisher.py", "subscriber.py"})]
+)
 def test_borders_are_files(module: str, only: set[str]) -> None:
     pattern = re.compile(rf"^\s*(?:import|from) {module}\b", re.MULTILINE)
     users = {f.name for f in (ROOT / "streamdec").rglob("*.py") if pattern.search(f.read_text(encoding="utf-8"))}

@@ -291,9 +291,9 @@ def step_back() -> None:
 
     Before torch is imported: its threads inherit it.
     """
-    # The hot loop's event-to-result on two cores that others were using too, 63 channels at 1 kHz, both workers never at
-    # rest (small models), two runs of 120 in turn: p99 5.9 and 7.6 ms without workers; 9.1 and 8.1 so; 9.1 and 14.5 with
-    # workers at the hot loop's own priority.
+    # The hot loop's event-to-result on two cores that others were using too, 63 channels at 1 kHz, both workers never
+    # at rest (small models), two runs of 120 in turn: p99 5.9 and 7.6 ms without workers; 9.1 and 8.1 so; 9.1 and 14.5
+    # with workers at the hot loop's own priority.
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
