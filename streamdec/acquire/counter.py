@@ -91,11 +91,11 @@ class CounterReader:
         losses: list[tuple[int, int]] = []
         count, before = self._count, self._stamp
         for i, (here, stamp) in enumerate(zip(counts.tolist(), stamps.tolist(), strict=True)):
-            step = 1 if count is None or not valid[i] else (here - count) % self._modulo or 1
+            step = 1 if count is None or not valid[i] else (here - count) % self._modulo
             passed = (stamp - before) * self._sfreq  # samples, by the stamps
             if math.isfinite(passed):
                 if step - passed > _RESTART * self._sfreq:
-                    step = max(1, nearest(passed))
+                    step = nearest(passed)
                 step += max(0, nearest((passed - step) / self._modulo)) * self._modulo
             if step > 1:
                 losses.append((i, step - 1))
