@@ -63,6 +63,7 @@ _SHOW = 0.05  # seconds between two reports of progress
 _RUNS, _MEASURE = 5, 1.0  # of the warm-up: so many runs of a tier are measured, or so many seconds
 _FAREWELL = 1.0  # seconds for the last words to leave
 _VICTIM = 500  # of 1000: where memory runs out, the system ends a worker before anything else
+_NICE = 10  # while it loads and warms up
 
 
 class WorkerPlan(msgspec.Struct, frozen=True):
@@ -228,6 +229,7 @@ def run(plan: WorkerPlan, post: Post) -> NoReturn:
         cards.append(measure(tier))
     gc.collect()
     gc.freeze()
+    yield_always()
     hello = Hello(
         plan.name, plan.kind, fingerprint(generator.manifest), plan.device, socket.gethostname(), tuple(cards)
     )
@@ -287,19 +289,26 @@ def measure(tier: Worked) -> Card:
 
 
 def step_back() -> None:
-    """Run only when nothing else wants the processor; be the first to go where memory runs out.
+    """Load behind the hot loop, and be the first to go where memory runs out. Threads to come inherit it."""
+    os.nice(_NICE)
+    if sys.platform == "linux":
+        Path("/proc/self/oom_score_adj").write_text(str(_VICTIM), encoding="ascii")
 
-    Before torch is imported: its threads inherit it.
+
+def yield_always() -> None:
+    """From here on run only when nothing else wants the processor, with all threads there are.
+
+    Not before: on a machine that is busy with other things nothing would ever be loaded.
     """
     # The hot loop's event-to-result on two cores that others were using too, 63 channels at 1 kHz, both workers never
     # at rest (small models), two runs of 120 in turn: p99 5.9 and 7.6 ms without workers; 9.1 and 8.1 so; 9.1 and 14.5
     # with workers at the hot loop's own priority.
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
-    if sys.platform == "linux":
-        Path("/proc/self/oom_score_adj").write_text(str(_VICTIM), encoding="ascii")
+    if sys.platform != "linux":
+        os.nice(19 - _NICE)
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
 
 
 def main() -> int:
