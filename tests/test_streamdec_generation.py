@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from small_bundle import DIM
-from small_generator import PICTURE, SENTENCES, Watched, plan_for, watched, write_parts
+from small_generator import PICTURE, SENTENCES, Watched, own_processes, plan_for, watched, write_parts
 
 from streamdec.decode.generate.dispatcher import Local
 from streamdec.decode.generate.job import Answer, Drop
@@ -110,7 +110,7 @@ class TestWhatIsAsked:
 
 def test_the_end_leaves_nothing_open_and_nobody_behind(parts: tuple[Path, Path]) -> None:
     with watched(plan_for(*parts)) as each:
-        processes = psutil.Process().children(recursive=True)
+        processes = own_processes()
         ids = [each.ask("sleep:1", kind) for kind in ("caption", "reconstruction") for _ in range(3)]
         done = each.ask("fast", "reconstruction", budget=0.01)
         events = each.client.finish()
@@ -151,7 +151,7 @@ def test_what_cannot_be_opened_is_said_before_the_session(parts: tuple[Path, Pat
     plan = msgspec.structs.replace(plan_for(*parts), **changes)
     with pytest.raises(BundleError, match="no generator" if what == "generator" else "key file"), watched(plan):
         pass
-    assert not psutil.Process().children()
+    assert not own_processes()
 
 
 def test_the_costs_that_were_learnt_are_kept(parts: tuple[Path, Path], tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Archive(ABC):
         Bytes of each file, as declared; checked against the limits before any is read.
     """
 
-    def __init__(self, path: Path, sizes: dict[str, int], max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, sizes: dict[str, int], max_bytes: int | None = None) -> None:
         self.path = path
         self.sizes = sizes
         for name in sizes:
@@ -46,6 +46,7 @@ class Archive(ABC):
                 )
         if len(sizes) > MAX_FILES:
             raise BundleError("it has too many files", got=len(sizes), allowed=f"up to {MAX_FILES}")
+        max_bytes = MAX_BYTES if max_bytes is None else max_bytes
         if sum(sizes.values()) > max_bytes:
             raise BundleError("it is too large", got=f"{sum(sizes.values())} bytes", allowed=f"up to {max_bytes}")
 
@@ -85,7 +86,7 @@ class Archive(ABC):
 class Folder(Archive):
     """A folder: regular files only, links refused."""
 
-    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         with translated():
             super().__init__(path, dict(self._walk(path, "")), max_bytes)
 

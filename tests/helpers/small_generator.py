@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,21 @@ class Watched:
 
     def dispatcher(self) -> psutil.Process:
         """Its process."""
-        return next(process for process in psutil.Process().children() if "dispatcher" in " ".join(process.cmdline()))
+        return next(process for process in own_processes() if "generate.dispatcher" in " ".join(process.cmdline()))
 
     def worker(self, name: str) -> psutil.Process:
         """A worker's process."""
-        return next(child for child in self.dispatcher().children() if f'"name":"{name}"' in " ".join(child.cmdline()))
+        return next(child for child in own_processes() if f'"name":"{name}"' in " ".join(child.cmdline()))
+
+
+def own_processes() -> list[psutil.Process]:
+    """Dispatchers and workers below this process; not what other tests have left to be collected."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie is one
+            if "streamdec.decode.generate" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def plan_for(bundle: Path, generator: Path, **changes: Any) -> DispatcherPlan:
