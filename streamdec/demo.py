@@ -25,6 +25,8 @@ FULL_BUNDLE = Path(__file__).parent / "simulate" / "demo_full.zip"
 FULL_GENERATOR = Path(__file__).parent / "simulate" / "demo_generator"
 DEMO_SESSION = 9
 """Session of the simulated subject that the demo plays: its noise and order are in no training data."""
+FULL_DISTINCTNESS = 3.0
+"""How much more the responses of the full demo's subject differ between images than what is as hard as real ones."""
 
 _N_IMAGES = 8
 _PATIENCE = 60.0  # seconds for a process to come up
@@ -68,12 +70,12 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def amplifier_process(stack: ExitStack, name: str, n_images: int) -> subprocess.Popen[str]:
+def amplifier_process(stack: ExitStack, name: str, n_images: int, distinctness: float = 1.0) -> subprocess.Popen[str]:
     """Start the virtual amplifier on the demo's subject; it plays once somebody listens."""
     command = [sys.executable, "-m", "streamdec.simulate.amplifier", "--name", name, "--images", str(n_images)]
     # Two BLAS threads would only wait for each other there.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    command += ["--session", str(DEMO_SESSION)]
+    command += ["--session", str(DEMO_SESSION), "--distinctness", str(distinctness)]
     process = subprocess.Popen(command, text=True, env=environment)  # noqa: S603 - our own program
     stack.callback(_end, process)
     return process
@@ -95,7 +97,7 @@ def simulated_session(*, full: bool = False) -> Iterator[Subscriber]:
         os.environ["LSLAPICFG"] = str(folder / "lsl_api.cfg")  # for the processes to come
         config = folder / "serve.toml"
         config.write_text(f'[intake.markers]\nignore = "{CATCH}"\n', encoding="utf-8")
-        amplifier_process(stack, name, _N_IMAGES)
+        amplifier_process(stack, name, _N_IMAGES, FULL_DISTINCTNESS if full else 1.0)
         bundle, more = (FULL_BUNDLE, ("--generator", str(FULL_GENERATOR))) if full else (DEMO_BUNDLE, ())
         _, endpoint = serve_process(stack, bundle, name, f"{name}-markers", "--config", str(config), *more)
         yield stack.enter_context(Subscriber(endpoint))
@@ -122,7 +124,8 @@ def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None], f
     missing = [name for name in ("torch", "transformers", "diffusers") if full and find_spec(name) is None]
     if missing:
         raise ConfigError(f"demo --full needs {', '.join(missing)}", do='install it: pip install ".[generate]"')
-    say(f"a simulated subject sees {_N_IMAGES} images over and over; starting amplifier and decoder ...")
+    easier = f", its responses {FULL_DISTINCTNESS:g} times as distinct as people's," if full else ""
+    say(f"a simulated subject{easier} sees {_N_IMAGES} images over and over; starting amplifier and decoder ...")
     with simulated_session(full=full) as subscriber:
         if headless:
             return _summary(subscriber, seconds, say, full=full)

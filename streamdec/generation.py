@@ -14,11 +14,11 @@ import msgspec
 
 from .decode.evidence import Query
 from .decode.generate.client import Event
-from .decode.generate.job import Answer, Drop, Kind
+from .decode.generate.job import Answer, Drop, Kind, Request
 from .decode.generate.link import Notice
 from .feed import schema
 from .feed.publisher import Buffer
-from .types import Candidate, Epoch, Float32
+from .types import Candidate, Epoch
 
 BUDGETS: dict[Kind, float] = {"caption": 0.3, "reconstruction": 0.8}
 """Seconds, where neither config nor bundle say."""
@@ -34,18 +34,8 @@ class Maker(Protocol):
     kinds: tuple[Kind, ...]
     workers: dict[str, Notice]
 
-    def ask(
-        self,
-        kind: Kind,
-        key: str,
-        repetitions: int,
-        due: float,
-        deadline: float,
-        candidates: tuple[Candidate, ...],
-        embedding: Float32,
-        epoch: Float32,
-    ) -> int:
-        """Ask for one result, never wait; return the request's id."""
+    def ask(self, request: Request) -> None:
+        """Ask for one result, never wait. The arrays are copied before this returns."""
 
     def poll(self, most: int) -> list[Event]:
         """Take what has come, never wait. Each request ends in one Drop or one Answer that is not partial."""
@@ -80,6 +70,7 @@ class Generation:
     def __init__(self, maker: Maker, budgets: Mapping[Kind, float], clock: Callable[[], float]) -> None:
         self.budgets: dict[Kind, float] = {kind: budgets[kind] for kind in maker.kinds}
         self._maker, self._clock = maker, clock
+        self._ids = 0
         self._open: dict[int, _Asked] = {}
         self._answered: dict[Kind, Counter[str]] = {kind: Counter() for kind in maker.kinds}
         self._tally: dict[Kind, Counter[str]] = {kind: Counter() for kind in maker.kinds}
@@ -90,10 +81,21 @@ class Generation:
         onset, now = epoch.onset, self._clock()
         for kind, budget in self.budgets.items():
             self._tally[kind]["requests"] += 1
-            id_ = self._maker.ask(
-                kind, onset.key, query.repetitions, epoch.due, epoch.due + budget, candidates, query.raw, query.epoch
+            self._ids += 1
+            self._open[self._ids] = _Asked(kind, onset.key, onset.time, query.repetitions, epoch.due, now)
+            self._maker.ask(
+                Request(
+                    self._ids,
+                    kind,
+                    onset.key,
+                    query.repetitions,
+                    epoch.due,
+                    epoch.due + budget,
+                    candidates,
+                    query.raw,
+                    query.epoch,
+                )
             )
-            self._open[id_] = _Asked(kind, onset.key, onset.time, query.repetitions, epoch.due, now)
 
     def take(self) -> list[Outgoing]:
         """Give the messages to publish now, a few at most."""

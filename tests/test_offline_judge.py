@@ -233,7 +233,9 @@ def tiny(tmp_path_factory) -> tuple[bundles.Bundle, Path]:
             bank=Bank("bank.safetensors", "bank.json", 1.0),
             llm=Llm("lm", "projector.onnx", min_tokens=1, max_tokens=4),
             latent=Latent("latent.onnx"),
-            diffusion=Diffusion("model", "adapter.safetensors", "empty.safetensors", 16, max_steps=3),
+            diffusion=Diffusion(
+                model="model", adapter="adapter.safetensors", prompt="empty.safetensors", size=16, max_steps=3
+            ),
             **about,
         ),
     )

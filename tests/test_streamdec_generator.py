@@ -144,9 +144,9 @@ def test_only_for_bundles_of_its_space(tmp_path: Path, whole: OpenGenerator) -> 
         lambda: Llm("lm", "p.onnx", max_tokens=0),
         lambda: Llm("lm", "p.onnx", min_tokens=9, max_tokens=8),
         lambda: Llm("lm", "p.onnx", repetition_penalty=0.0),
-        lambda: Diffusion("m", "a", "p", size=12),
-        lambda: Diffusion("m", "a", "p", size=64, min_steps=3, max_steps=2),
-        lambda: Diffusion("m", "a", "p", size=64, guidance=float("nan")),
+        lambda: Diffusion(model="m", adapter="a", prompt="p", size=12),
+        lambda: Diffusion(model="m", adapter="a", prompt="p", size=64, min_steps=3, max_steps=2),
+        lambda: Diffusion(model="m", adapter="a", prompt="p", size=64, guidance=float("nan")),
         lambda: Bank("f", "s", float("inf")),
     ],
 )

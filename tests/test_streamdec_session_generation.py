@@ -22,7 +22,7 @@ from streamdec.decode import bundle as bundles
 from streamdec.decode.bundle import Bundle
 from streamdec.decode.generate.client import Client, Event, GenerateSettings, KindSettings
 from streamdec.decode.generate.dispatcher import Local
-from streamdec.decode.generate.job import KINDS, Answer, Drop, Kind, Result
+from streamdec.decode.generate.job import KINDS, Answer, Drop, Kind, Request, Result
 from streamdec.decode.generate.link import Notice
 from streamdec.errors import BundleError, ConfigError
 from streamdec.feed import schema
@@ -41,19 +41,20 @@ class ScriptedMaker:
     kinds: tuple[Kind, ...] = KINDS
 
     def __init__(self, script: dict[Kind, list[Any]] | None = None) -> None:
-        self.asked: list[tuple[Any, ...]] = []
+        self.asked: list[Request] = []
         self.workers: dict[str, Notice] = {}
         self.ready: deque[Event] = deque()
         self.most: list[int] = []
         self.finished = False
         self._script = script or {}
 
-    def ask(self, kind: Kind, *about: Any) -> int:
+    def ask(self, request: Request) -> None:
         """Keep it, its arrays copied."""
-        self.asked.append((kind, *(np.array(a) if isinstance(a, np.ndarray) else a for a in about)))
-        id_ = len(self.asked)
-        self.ready += [msgspec.structs.replace(event, id=id_) for event in self._script.get(kind, [Drop(0, "no")])]
-        return id_
+        assert request.epoch is not None
+        copied = {"embedding": request.embedding.copy(), "epoch": request.epoch.copy()}
+        self.asked.append(msgspec.structs.replace(request, **copied))
+        script = self._script.get(request.kind, [Drop(0, "no")])
+        self.ready += [msgspec.structs.replace(event, id=request.id) for event in script]
 
     def poll(self, most: int) -> list[Event]:
         """What is ready."""
@@ -95,14 +96,16 @@ def test_each_decision_asks_for_both_kinds(bundle: Bundle) -> None:
     maker = ScriptedMaker()
     outlet, _ = played(bundle, maker)
     decisions = of(outlet, schema.Retrieval)
-    assert [(kind, key) for kind, key, *_ in maker.asked] == [(kind, d.key) for d in decisions for kind in KINDS]
-    for (kind, _, repetitions, due, deadline, candidates, embedding, epoch), decision in zip(
-        maker.asked, (d for d in decisions for _ in KINDS), strict=True
-    ):
-        assert (repetitions, due, candidates) == (decision.repetitions, decision.timing.due, decision.candidates)
-        assert deadline == pytest.approx(due + BUDGETS[kind])
-        head = bundle.manifest.heads[-1]
-        np.testing.assert_allclose(embedding, engines(bundle, Config())[head.horizon](epoch), rtol=1e-4, atol=1e-4)
+    assert [(asked.id, asked.kind) for asked in maker.asked] == [
+        (i + 1, KINDS[i % 2]) for i in range(2 * len(decisions))
+    ]
+    head = bundle.manifest.heads[-1]
+    for asked, decision in zip(maker.asked, (d for d in decisions for _ in KINDS), strict=True):
+        told = (asked.key, asked.repetitions, asked.due, asked.candidates)
+        assert told == (decision.key, decision.repetitions, decision.timing.due, decision.candidates)
+        assert asked.deadline == pytest.approx(asked.due + BUDGETS[asked.kind])
+        encoded = engines(bundle, Config())[head.horizon](asked.epoch)
+        np.testing.assert_allclose(asked.embedding, encoded, rtol=1e-4, atol=1e-4)
     started = of(outlet, schema.Session)[0]
     assert started.budgets == {"retrieval": 0.05, **BUDGETS}
     assert maker.finished
@@ -149,11 +152,10 @@ def test_the_account_adds_up(parts: tuple[Path, Path], data: st.DataObject) -> N
     maker.kinds = ("caption",)
     ends: list[Any] = []
 
-    def ask(kind: Kind, *about: Any) -> int:
-        id_ = ScriptedMaker.ask(maker, kind, *about)
+    def ask(request: Request) -> None:
+        ScriptedMaker.ask(maker, request)
         maker.ready.clear()
-        ends.append(msgspec.structs.replace(data.draw(end), id=id_))
-        return id_
+        ends.append(msgspec.structs.replace(data.draw(end), id=request.id))
 
     maker.ask = ask  # type: ignore[method-assign]
     generation = Generation(maker, BUDGETS, lambda: next(CLOCK))

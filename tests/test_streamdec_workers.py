@@ -100,11 +100,12 @@ import msgspec, sys, time
 from streamdec.acquire.lsl import local_clock
 from streamdec.decode.generate.client import Client
 from streamdec.decode.generate.dispatcher import DispatcherPlan
+from streamdec.decode.generate.job import Request
 client = Client(msgspec.json.decode(sys.argv[1], type=DispatcherPlan), local_clock)
 client.open(60.0)
 import numpy as np
 embedding, epoch = np.ones(12, np.float32), np.ones((1, 1), np.float32)
-client.ask("caption", "hang", 1, local_clock(), local_clock() + 60, (), embedding, epoch)
+client.ask(Request(1, "caption", "hang", 1, local_clock(), local_clock() + 60, (), embedding, epoch))
 print("ready", flush=True)
 time.sleep(60)
 """

@@ -1,6 +1,6 @@
 """What the Fusion Prior gains on the simulated subject, and which features it should fuse: line 3 of the seed's table.
 
-    python tools/ablate_prior.py FOLDER [--models FOLDER] [--steps N] [--images N]
+    python tools/ablate_prior.py FOLDER [--models FOLDER] [--images N]
 
 FOLDER is that of tools/make_demo_full.py, of which the stages up to "features" are run. Every row has a Fusion Prior
 (or a plain IP-Adapter) of its own and a brain encoder of HVF, and draws what the subject saw from the mean of all 80
@@ -18,30 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from make_demo_full import MODELS, STAGES, run, work
+from make_demo_full import MODELS, ROLES, STAGES, run, train_hvf, train_prior, work
 
-METHOD = """\
-n_dims = {n_dims}
-n_inner = 512
-prior = "{prior}"
-[schedule]
-batch_size = 512
-"""
-PRIOR = """\
-n_dims = 256
-n_inner = 512
-n_projector = 512
-fuse = {fuse}
-[steps]
-n_steps = {n_steps}
-batch_size = 32
-learning_rate = 1e-3
-warm_up = 50
-cosine = true
-keep_every = 100
-"""
 GENERATOR = """\
 run = "hvf"
 inside = false
@@ -53,33 +34,24 @@ size = 64
 brain_through_adapter = {through}
 bridge = {bridge}
 """
-ROLES = {"both": ("clip", "vae"), "semantic": ("clip",), "pixel": ("vae",)}
+FUSED = {"both": ROLES, "semantic": ROLES[:1], "pixel": ROLES[1:]}
 
 
-def prior(root: Path, models: Path, name: str, roles: tuple[str, ...], fuse: bool, n_steps: int) -> Path:
-    """Train a prior."""
-    out = root / "ablation" / name / "prior"
+def prior(root: Path, models: Path, name: str, roles: Sequence[str], fuse: bool = True) -> Path:
+    """Train a prior where it is not there yet; that of both is the demo's own."""
+    out = root / "prior" if name == "both" else root / "ablation" / name / "prior"
     if not (out / "prior.json").exists():
-        config = out.with_suffix(".toml")
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(PRIOR.format(fuse=str(fuse).lower(), n_steps=n_steps), encoding="utf-8")
-        given = ",".join(f"{role}={root / 'features' / role}" for role in roles)
-        run("prior", models / "diffusion", given, root / "features" / "vae", out, "--config", config)
+        train_prior(root, models, out, roles, fuse=fuse)
     return out
 
 
-def brain(root: Path, name: str, roles: tuple[str, ...], prior: Path | str, n_dims: int) -> None:
+def brain(root: Path, name: str, roles: Sequence[str], prior: Path | None, n_dims: int = 256) -> None:
     """Train HVF's encoder, into a prior's space or for retrieval, and export it."""
     folder = root / "ablation" / name
-    if (folder / "bundle.zip").exists():
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "hvf.toml"
-    config.write_text(METHOD.format(n_dims=n_dims, prior=prior), encoding="utf-8")
-    given = ",".join(f"{role}={root / 'stimuli' / role}" for role in roles)
-    run("fit", "hvf", root / "prepared", given, folder / "hvf", "--config", config)
-    run("evaluate", folder / "hvf")
-    run("export", folder / "hvf", folder / "bundle.zip")
+    if not (folder / "bundle.zip").exists():
+        train_hvf(root, folder / "hvf", roles, prior, n_dims)
+        run("export", folder / "hvf", folder / "bundle.zip")
 
 
 def judged(root: Path, models: Path, name: str, row: str, settings: dict[str, str], n_images: int) -> Path:
@@ -103,22 +75,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", type=Path, default=MODELS)
-    parser.add_argument("--steps", type=int, default=1500, help="of each prior (default: 1500)")
     parser.add_argument("--images", type=int, default=200, help="test images drawn (default: all 200)")
     args = parser.parse_args()
     root, models = args.folder.resolve(), args.models.resolve()
     work(root, models, STAGES[: STAGES.index("features") + 1])
-    run("features", root / "prepared", f"vae:{models / 'diffusion' / 'vae'}@size=64", root / "stimuli" / "vae")
     found = {}
-    for name, roles in ROLES.items():
-        made = prior(root, models, name, roles, True, args.steps)
-        brain(root, name, roles, made, 256)
+    for name, roles in FUSED.items():
+        made = prior(root, models, name, roles)
+        brain(root, name, roles, made)
         features = ", ".join(f'{role} = "{root / "features" / role}"' for role in roles)
         settings = {"prior": str(made), "features": features, "bridge": "true"}
         for row, through in ((name, "true"), *([("past-phi", "false")] if name == "both" else [])):
             found[row] = judged(root, models, name, row, settings | {"through": through}, args.images)
-    plain = prior(root, models, "without", ("clip",), False, args.steps)
-    brain(root, "without", ROLES["both"], "", 128)
+    plain = prior(root, models, "without", FUSED["semantic"], fuse=False)
+    brain(root, "without", FUSED["both"], None, n_dims=128)
     settings = {"prior": str(plain), "features": f'clip = "{root / "features" / "clip"}"', "through": "true"}
     for row, bridge in (("without", "false"), ("mapped", "true")):
         found[row] = judged(root, models, "without", row, settings | {"bridge": bridge}, args.images)

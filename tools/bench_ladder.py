@@ -28,7 +28,7 @@ import psutil
 from streamdec.acquire.lsl import local_clock
 from streamdec.decode import bundle as bundles
 from streamdec.decode.generate.client import Client, GenerateSettings, plan
-from streamdec.decode.generate.job import KINDS, LADDER, Answer, Drop, Kind
+from streamdec.decode.generate.job import KINDS, LADDER, Answer, Drop, Kind, Request
 from streamdec.decode.generate.ladder import LadderSettings
 from streamdec.decode.generate.link import Notice
 from streamdec.errors import EngineError, StreamdecError
@@ -78,8 +78,9 @@ class Asker:
             for i, score in zip(found, scores, strict=True)
         )
         epoch = self._random.standard_normal(self._shape, dtype=np.float32)
-        id_ = self.client.ask(kind, gallery.ids[image], 1, due, due + budget, candidates, embedding, epoch)
+        id_ = len(self.asked) + 1
         self.asked[id_] = Asked(kind, due, due + budget)
+        self.client.ask(Request(id_, kind, gallery.ids[image], 1, due, due + budget, candidates, embedding, epoch))
         return id_
 
     def image(self) -> int:

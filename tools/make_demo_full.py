@@ -23,7 +23,7 @@ import numpy as np
 
 from offline.cli import main as train
 from streamdec.decode import bundle as bundles
-from streamdec.demo import DEMO_SESSION
+from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS
 from streamdec.simulate.captions import PHRASINGS, attributes, describe
 from streamdec.simulate.subject import Subject
 from streamdec.simulate.things_layout import write
@@ -32,16 +32,18 @@ from streamdec.simulate.world import World
 SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
 MODELS = SIMULATE / "world_models"
 BUNDLE, GENERATOR = SIMULATE / "demo_full.zip", SIMULATE / "demo_generator"
-STAGES = ("simulate", "features", "fit", "prior", "generator", "ship")
+STAGES = ("simulate", "features", "prior", "fit", "generator", "ship")
 WORLD = World(0)
 N_SESSIONS = 4
 IMAGES = Path("data/image_set/training_images")
 """What the parts without EEG are fitted on; the features of the store hold the test images' as well."""
 
+ROLES = ("clip", "vae")
 PRIOR = """\
 n_dims = 256
 n_inner = 512
 n_projector = 512
+fuse = {fuse}
 
 [steps]
 n_steps = {n_steps}
@@ -51,8 +53,20 @@ warm_up = 50
 cosine = true
 keep_every = 50
 """
+HVF = """\
+backbone = "tsconv"
+n_dims = {n_dims}
+n_inner = 512
+prior = "{prior}"
+standardise = true
+
+[schedule]
+n_epochs_train = 20
+batch_size = 256
+learning_rate = 1e-3
+"""
 GENERATOR_TOML = """\
-run = "ridge"
+run = "hvf"
 captions = "captions.json"
 
 [bank]
@@ -104,17 +118,17 @@ def run(*arguments: str | Path) -> None:
 def simulate(root: Path, models: Path) -> None:
     """Record the subject in the THINGS-EEG2 layout, prepare it, and say what its images show."""
     assert N_SESSIONS <= DEMO_SESSION  # the demo plays noise and orders of a session that was not trained on
-    write(root / "data", [Subject(WORLD, 0)], n_sessions=N_SESSIONS)
+    write(root / "data", [Subject(WORLD, 0, distinctness=FULL_DISTINCTNESS)], n_sessions=N_SESSIONS)
     run("prepare", "things_eeg2", root / "data", root / "prepared", "--subject", "sub-01")
     shutil.rmtree(root / "data" / "eeg_dataset")
 
 
 def features(root: Path, models: Path) -> None:
-    """CLIP and latents of the training images, and CLIP of all that the store shows; captions."""
+    """CLIP and latents of all that the store shows, and of the training images alone; captions."""
     clip, vae = f"open_clip:{models / 'clip'}", f"vae:{models / 'diffusion' / 'vae'}@size=64"
-    run("features", root / "prepared", clip, root / "stimuli" / "clip")
-    run("features", root / IMAGES, clip, root / "features" / "clip")
-    run("features", root / IMAGES, vae, root / "features" / "vae")
+    for role, encoder in zip(ROLES, (clip, vae), strict=True):
+        run("features", root / "prepared", encoder, root / "stimuli" / role)
+        run("features", root / IMAGES, encoder, root / "features" / role)
     said = {id_: caption(WORLD, i) for i, id_ in enumerate(WORLD.ids("train"))}
     (root / "captions.json").write_bytes(msgspec.json.encode(said))
 
@@ -125,18 +139,34 @@ def caption(world: World, i: int) -> str:
     return describe(attributes(world.concept("train", i), world.look("train", i)), phrasing)
 
 
-def fit(root: Path, models: Path) -> None:
-    """Ridge from epochs to CLIP."""
-    run("fit", "ridge", root / "prepared", root / "stimuli" / "clip", root / "ridge")
-    run("evaluate", root / "ridge")
-
-
-def prior(root: Path, models: Path, n_steps: int = 600) -> None:
+def prior(root: Path, models: Path) -> None:
     """HVF's Fusion Prior of CLIP and latents."""
-    (root / "prior.toml").write_text(PRIOR.format(n_steps=n_steps), encoding="utf-8")
-    given = ",".join(f"{role}={root / 'features' / role}" for role in ("clip", "vae"))
-    latents = root / "features" / "vae"
-    run("prior", models / "diffusion", given, latents, root / "prior", "--config", root / "prior.toml")
+    train_prior(root, models, root / "prior", ROLES)
+
+
+def fit(root: Path, models: Path) -> None:
+    """HVF's encoder, from epochs into the space of the prior."""
+    train_hvf(root, root / "hvf", ROLES, root / "prior")
+
+
+def train_prior(
+    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 1000
+) -> None:
+    """Train a prior of some features of the training images."""
+    config = out.with_suffix(".toml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(PRIOR.format(fuse=str(fuse).lower(), n_steps=n_steps), encoding="utf-8")
+    given = ",".join(f"{role}={root / 'features' / role}" for role in roles)
+    run("prior", models / "diffusion", given, root / "features" / "vae", out, "--config", config)
+
+
+def train_hvf(root: Path, out: Path, roles: Sequence[str], prior: Path | None, n_dims: int = 256) -> None:
+    """Train HVF's encoder, into a prior's space or for retrieval, and say what it reaches."""
+    config = out.with_suffix(".toml")
+    config.write_text(HVF.format(n_dims=n_dims, prior=prior or ""), encoding="utf-8")
+    given = ",".join(f"{role}={root / 'stimuli' / role}" for role in roles)
+    run("fit", "hvf", root / "prepared", given, out, "--config", config)
+    run("evaluate", out)
 
 
 def generator(root: Path, models: Path) -> None:
@@ -150,9 +180,9 @@ def ship(root: Path, models: Path) -> None:
     """Bundle and generator, where the demo looks for them."""
     BUNDLE.unlink(missing_ok=True)
     (root / "bundle.zip").unlink(missing_ok=True)
-    run("export", root / "ridge", root / "bundle.zip")
+    run("export", root / "hvf", root / "bundle.zip")
     made = bundles.read(root / "bundle.zip")
-    # Without what other engines would be compiled from, which of ridge is as large as the ONNX file.
+    # Without what other engines would be compiled from, which is as large as the ONNX file.
     encoders = {head.encoder: made.encoder(head) for head in made.manifest.heads}
     pictures = {id_: picture for id_ in made.gallery.ids if (picture := made.thumbnail(id_))}
     bundles.write(BUNDLE, made.manifest, made.arrays, made.gallery, encoders, pictures)

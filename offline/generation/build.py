@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from streamdec.decode.generate.generator import write_generator
-from streamdec.decode.generate.spec import Bank, Diffusion, Generator, Latent, Llm
+from streamdec.decode.generate.spec import Bank, Diffusion, Drawing, Generator, Latent, Llm
 from streamdec.errors import ConfigError, DataError
 from streamdec.types import Float32
 
@@ -252,14 +252,8 @@ class _Builder:
             prompt="prompt.safetensors",
             size=config.size,
             conditioner=_CONDITIONER if layers or config.diffusion_prior else "",
-            vae=self._model(config.vae, "vae") if config.vae else "",
-            scheduler=config.scheduler,
-            min_steps=config.min_steps,
-            max_steps=config.max_steps,
-            guidance=config.guidance,
-            adapter_scale=config.adapter_scale,
-            preview=config.preview,
-            dtype=config.dtype,
+            **{name: getattr(config, name) for name in Drawing.__struct_fields__}
+            | {"vae": self._model(config.vae, "vae") if config.vae else ""},
         )
 
     def _native(self, config: DiffusionConfig, prior: Prior | None) -> Float32:

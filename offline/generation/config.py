@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from streamdec.config import convert, read_toml
-from streamdec.decode.generate.spec import Dtype
+from streamdec.decode.generate.spec import Drawing, Dtype
 from streamdec.errors import ConfigError
 
 from .diffusion_prior import DiffusionPriorSettings
@@ -42,8 +42,8 @@ class LatentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     reads: Literal["embedding", "epoch"] = "embedding"
 
 
-class DiffusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One of three ways into ``model``, and what the manifest says of it.
+class DiffusionConfig(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of three ways into ``model``, and how it draws.
 
     ``prior`` folder that ``streamdec-train prior`` made; or ``adapter``, a file of IP-Adapter weights. ``features`` by
     role, of the images, that prior or adapter were trained on. A prior that fuses: HVF's way; an embedding goes through
@@ -60,16 +60,9 @@ class DiffusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     diffusion_prior: DiffusionPriorSettings | None = None
     bridge: bool = True
     brain_through_adapter: bool = True
-    vae: str = ""
-    scheduler: str = ""
-    min_steps: int = 1
-    max_steps: int = 4
-    guidance: float = 0.0
-    adapter_scale: float = 1.0
-    preview: int = 0
-    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.prior) == bool(self.adapter):
             raise ConfigError("diffusion", got="prior and adapter" if self.prior else "neither", allowed="one of them")
         if not self.features:

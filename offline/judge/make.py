@@ -5,6 +5,7 @@ The live side decides under its deadlines which tier answers; here every tier an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from streamdec.decode.generate.generator import OpenGenerator
 from streamdec.decode.generate.job import KINDS, LADDER, Drop, Kind, Request, Result
 from streamdec.decode.generate.link import Notice
 from streamdec.decode.generate.tiers.base import open_first, open_tiers
-from streamdec.demo import DEMO_SESSION
+from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS
 from streamdec.errors import ConfigError, DataError
 from streamdec.generation import BUDGETS, Generation
 from streamdec.intake import IntakeSettings
@@ -31,7 +32,7 @@ from streamdec.simulate.amplifier import CATCH, streams
 from streamdec.simulate.schedule import TARGET, rsvp
 from streamdec.simulate.subject import Subject
 from streamdec.simulate.world import World
-from streamdec.types import Candidate, Chunk, Event, Float32, Marker
+from streamdec.types import Candidate, Chunk, Event, Marker
 
 from ..data.store import Prepared
 from ..progress import Report, silent
@@ -74,19 +75,22 @@ def of_store(bundle: Bundle, prepared: Prepared) -> list[Request]:
             Candidate(bundle.gallery.ids[g], bundle.gallery.labels[g], float(scores[g]), float(chances[g]))
             for g in top(scores, _TOP)
         )
-        out.append(_request(items[i].id, query.repetitions, candidates, query.raw.copy(), mean))
+        # Tiers do not look at the kind, nor, without a deadline, at the time.
+        out.append(
+            Request(0, "caption", items[i].id, query.repetitions, 0.0, math.inf, candidates, query.raw.copy(), mean)
+        )
     return out
 
 
 def demo_subject(bundle: Bundle, n: int, repetitions: int, report: Report = silent) -> list[Request]:
-    """Show ``n`` of the 200 test images, from all over them, to the demo's subject: see :func:`simulated`.
+    """Show ``n`` of the 200 test images, from all over them, to the full demo's subject: see :func:`simulated`.
 
     Raises
     ------
     ConfigError
         There are not so many, or there is no repetition.
     """
-    subject = Subject(World(0), 0)
+    subject = Subject(World(0), 0, distinctness=FULL_DISTINCTNESS)
     n_images = subject.world.n_images("test")
     if not 1 <= n <= n_images:
         raise ConfigError("simulated stimuli", got=n, allowed=f"1..{n_images}")
@@ -223,7 +227,7 @@ def _makers(
                 raise ConfigError("diffusion steps", got=wrong[0], allowed=f"{fewest}..{most}, as the generator says")
 
             def answer(request: Request, n: int, tier: Any = tier) -> Result:
-                result: Result = tier.run(request, n, float("inf"), lambda: 0.0, lambda so_far, done: True)
+                result: Result = tier.run(request, n, math.inf, lambda: 0.0, lambda so_far, done: True)
                 return result
 
             for n in wanted:
@@ -250,13 +254,6 @@ def _kept(by: str, kind: Kind, request: Request, result: Result, out: Path, n: i
     return Made(by, request.key, label, picture=file)
 
 
-def _request(
-    key: str, repetitions: int, candidates: tuple[Candidate, ...], embedding: Float32, epoch: Float32
-) -> Request:
-    # Tiers do not look at the kind, nor, without a deadline, at the time.
-    return Request(0, "caption", key, repetitions, 0.0, float("inf"), candidates, embedding, epoch)
-
-
 class _Kept:
     """A maker of captions that makes none, but keeps the newest question about each stimulus."""
 
@@ -268,21 +265,13 @@ class _Kept:
         self.n_asked = 0
         self._ended = 0
 
-    def ask(
-        self,
-        kind: Kind,
-        key: str,
-        repetitions: int,
-        due: float,
-        deadline: float,
-        candidates: tuple[Candidate, ...],
-        embedding: Float32,
-        epoch: Float32,
-    ) -> int:
-        """Keep a question."""
+    def ask(self, request: Request) -> None:
+        """Keep a question, its arrays copied."""
+        assert request.epoch is not None
         self.n_asked += 1
-        self.newest[key] = _request(key, repetitions, candidates, embedding.copy(), epoch.copy())
-        return self.n_asked
+        self.newest[request.key] = msgspec.structs.replace(
+            request, deadline=math.inf, embedding=request.embedding.copy(), epoch=request.epoch.copy()
+        )
 
     def poll(self, most: int) -> list[Said]:
         """End what was asked."""

@@ -126,12 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--session", type=int, default=0, help="another has other noise and order [%(default)s]")
     parser.add_argument("--world", type=int, default=0, help="seed of the image world [%(default)s]")
     parser.add_argument("--images", type=int, default=200, help="how many of the 200 test images to show [%(default)s]")
+    parser.add_argument(
+        "--distinctness", type=float, default=1.0, help="1 is as hard to decode as people [%(default)g]"
+    )
     parser.add_argument("--sfreq", type=float, default=1000.0, help="rate in Hz [%(default)g]")
     options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    subject = Subject(World(options.world), options.subject, sfreq=options.sfreq)
+    subject = Subject(World(options.world), options.subject, sfreq=options.sfreq, distinctness=options.distinctness)
     schedules = blocks(subject, options.session, options.images)
     play(subject, schedules, name=options.name, session=options.session, stop=stop)
 

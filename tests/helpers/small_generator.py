@@ -18,7 +18,7 @@ from streamdec.acquire.lsl import local_clock
 from streamdec.decode.generate.client import Client, Event, GenerateSettings, plan
 from streamdec.decode.generate.dispatcher import DispatcherPlan
 from streamdec.decode.generate.generator import write_generator
-from streamdec.decode.generate.job import Answer, Drop, Kind
+from streamdec.decode.generate.job import Answer, Drop, Kind, Request
 from streamdec.decode.generate.ladder import LadderSettings
 from streamdec.decode.generate.link import Notice
 from streamdec.decode.generate.spec import Bank, Generator, Latent, Llm
@@ -62,6 +62,7 @@ class Watched:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self._ids = 0
         self.events: list[Event] = []
 
     def ask(self, key: str, kind: Kind = "caption", budget: float = 5.0, **changes: Any) -> int:
@@ -75,7 +76,9 @@ class Watched:
             "embedding": np.ones(DIM, np.float32),
             "epoch": np.zeros((3, 4), np.float32),
         }
-        return self.client.ask(kind, key, **(fields | changes))
+        self._ids += 1
+        self.client.ask(Request(self._ids, kind, key, **(fields | changes)))
+        return self._ids
 
     def until(self, found: Callable[[], Any], seconds: float = 30.0) -> Any:
         """Poll until something is found."""

@@ -18,7 +18,6 @@ from typing import TypeAlias
 import msgspec
 
 from ...errors import BundleError, ConfigError
-from ...types import Candidate, Float32
 from .dispatcher import DispatcherPlan, Local
 from .job import KINDS, Answer, Drop, Kind, Request
 from .ladder import LadderSettings
@@ -143,7 +142,6 @@ class Client:
         self._keeper = Keeper("streamdec.decode.generate.dispatcher")
         self._line: Line[ToLoop] | None = None
         self._lives = 0
-        self._ids = 0
         self._open: dict[int, float] = {}  # until when there is hope for an answer
         self._events: deque[Event] = deque()
         self._look = self._heard = -math.inf
@@ -172,24 +170,13 @@ class Client:
                     raise BundleError("nothing can be generated", got=event.reason)
             time.sleep(0.01)
 
-    def ask(
-        self,
-        kind: Kind,
-        key: str,
-        repetitions: int,
-        due: float,
-        deadline: float,
-        candidates: tuple[Candidate, ...],
-        embedding: Float32,
-        epoch: Float32,
-    ) -> int:
-        """Ask for one result, as :class:`~.job.Request` describes it; return its id. Never waits.
+    def ask(self, request: Request) -> None:
+        """Ask for one result; its id is new. Never waits.
 
         Arrays are copied before this returns. An answer or a drop with this id comes by :meth:`poll`.
         """
-        self._ids += 1
-        seen = epoch if self._reads_epoch else None
-        request = Request(self._ids, kind, key, repetitions, due, deadline, candidates, embedding, seen)
+        if not self._reads_epoch:
+            request = msgspec.structs.replace(request, epoch=None)
         if len(self._open) >= _OPEN:
             self._events.append(Drop(request.id, f"{_OPEN} requests are open"))
         elif self._line is None or self._heard == math.inf:
@@ -197,8 +184,7 @@ class Client:
         elif not self._line.send(request):
             self._events.append(Drop(request.id, "the dispatcher does not keep up"))
         else:
-            self._open[request.id] = deadline + _GRACE
-        return request.id
+            self._open[request.id] = request.deadline + _GRACE
 
     def poll(self, most: int) -> list[Event]:
         """Take what has come, ``most`` events at most. Never waits.

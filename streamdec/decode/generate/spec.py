@@ -74,25 +74,15 @@ class Latent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads: Literal["embedding", "epoch"] = "embedding"
 
 
-class Diffusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture by a frozen diffusion model and an IP-Adapter.
+class Drawing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a diffusion model draws.
 
-    ``model`` as in :class:`Llm`: any text-to-image pipeline of diffusers with a UNet2DConditionModel; ``vae`` another
-    autoencoder for it (a tiny one is faster), "" for its own. ``adapter`` IP-Adapter weights in the official layout
-    (safetensors, ``image_proj.*`` and ``ip_adapter.*``), of the plain kind: one vector, 4 tokens. ``prompt`` a
-    safetensors file with ``prompt_embeds`` and, where the model takes them, ``pooled_prompt_embeds`` of the empty
-    prompt: no text encoder is loaded. ``conditioner`` an ONNX network (1, dim) [and ``noise``, of any fixed shape] ->
-    (1, D) before the adapter: the projector phi_c of a Fusion Prior, or a whole sampled diffusion prior; "" feeds the
-    embedding as it is. ``scheduler`` a class of diffusers, "" for the model's own. ``min_steps``..``max_steps`` as time
-    allows. ``size`` of the image, pixels. ``guidance`` against no image, above 1 it doubles the cost.
-    ``adapter_scale`` of what the adapter adds. ``preview`` steps of fewer than which no preview is sent, 0 for never.
+    ``vae`` another autoencoder for it (a tiny one is faster), "" for its own. ``scheduler`` a class of diffusers, ""
+    for the model's own. ``min_steps``..``max_steps`` as time allows. ``guidance`` against no image, above 1 it doubles
+    the cost. ``adapter_scale`` of what the adapter adds. ``preview`` steps of fewer than which no preview is sent, 0
+    for never.
     """
 
-    model: str
-    adapter: str
-    prompt: str
-    size: int
-    conditioner: str = ""
     vae: str = ""
     scheduler: str = ""
     min_steps: int = 1
@@ -105,10 +95,32 @@ class Diffusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps:
             raise BundleError("diffusion steps", got=f"{self.min_steps}..{self.max_steps}", allowed="1 or more, rising")
-        if self.size < 8 or self.size % 8:
-            raise BundleError("diffusion size", got=self.size, allowed="a multiple of 8")
         if not (math.isfinite(self.guidance) and math.isfinite(self.adapter_scale)):
             raise BundleError("diffusion guidance and adapter_scale", allowed="finite")
+
+
+class Diffusion(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A picture by a frozen diffusion model and an IP-Adapter.
+
+    ``model`` as in :class:`Llm`: any text-to-image pipeline of diffusers with a UNet2DConditionModel, and ``vae`` any
+    autoencoder for it. ``adapter`` IP-Adapter weights in the official layout
+    (safetensors, ``image_proj.*`` and ``ip_adapter.*``), of the plain kind: one vector, 4 tokens. ``prompt`` a
+    safetensors file with ``prompt_embeds`` and, where the model takes them, ``pooled_prompt_embeds`` of the empty
+    prompt: no text encoder is loaded. ``conditioner`` an ONNX network (1, dim) [and ``noise``, of any fixed shape] ->
+    (1, D) before the adapter: the projector phi_c of a Fusion Prior, or a whole sampled diffusion prior; "" feeds the
+    embedding as it is. ``size`` of the image, pixels.
+    """
+
+    model: str
+    adapter: str
+    prompt: str
+    size: int
+    conditioner: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 8 or self.size % 8:
+            raise BundleError("diffusion size", got=self.size, allowed="a multiple of 8")
 
 
 class Generator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
