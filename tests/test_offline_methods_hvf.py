@@ -197,5 +197,7 @@ def test_prior_of_another_size(tmp_path: Path) -> None:
     path = _prior(tmp_path, n_inner=9)
     with pytest.raises(ConfigError, match="n_inner"):
         learner(prior=path).begin(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="standardise"):
+        HvfSettings(prior=path, standardise=True)
     with pytest.raises(ConfigError, match="features for the prior"):
         learner(("vae",), prior=path, n_inner=9).begin(None)  # type: ignore[arg-type]

@@ -58,7 +58,6 @@ backbone = "tsconv"
 n_dims = {n_dims}
 n_inner = 512
 prior = "{prior}"
-standardise = true
 
 [schedule]
 n_epochs_train = 20
@@ -76,6 +75,7 @@ images = "features/clip"
 [llm]
 model = "{models}/lm"
 n_vectors = 8
+wrong = 0.5
 max_tokens = 32
 
 [llm.images]
@@ -150,7 +150,7 @@ def fit(root: Path, models: Path) -> None:
 
 
 def train_prior(
-    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 1000
+    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 700
 ) -> None:
     """Train a prior of some features of the training images."""
     config = out.with_suffix(".toml")

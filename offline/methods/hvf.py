@@ -58,6 +58,10 @@ class HvfSettings(NetworkSettings, frozen=True, forbid_unknown_fields=True, kw_o
     def __post_init__(self) -> None:
         if self.n_dims < 1 or self.n_inner < 1:
             raise ConfigError("hvf", got=f"n_dims {self.n_dims}, n_inner {self.n_inner}", allowed="1 or more")
+        if self.prior and self.standardise:
+            raise ConfigError(
+                "hvf.standardise with a prior", got="true", allowed="false: it knows features as they are"
+            )
 
 
 class HvfLearner(Learner):
