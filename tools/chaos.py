@@ -82,12 +82,12 @@ def account(endpoint: str) -> None:
             clean = True
 
     with Subscriber(endpoint, timeout=None) as feed:
+        print("ready", flush=True)
         for received in feed:
             take(received.message)
         while (late := feed.receive(1.0)) is not None:  # pictures come by a socket of their own
             take(late.message)
         missed = sum(feed.gaps.values())
-    # What was decided before this program had joined does not count.
     once = {kind: sum(each[key] == 1 for key in decided) for kind, each in ends.items()}
     seen = {"decided": len(decided), "once": once, "tiers": tiers, "dropped": dropped, "met": met}
     print(json.dumps({**seen, "clean": clean, "missed": missed}))
@@ -117,6 +117,8 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, dict[st
     def beside(server: subprocess.Popen[str], endpoint: str) -> Iterator[None]:
         with program("account", endpoint) as watcher:
             watchers.append(watcher)
+            assert watcher.stdout is not None
+            assert watcher.stdout.readline() == "ready\n"
             if not chaos:
                 yield
                 return

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from ..metrics import binomial_interval
 from .page import Picture
@@ -218,6 +218,7 @@ def lines(
                 ax.plot(list(mean), list(mean.values()), label=quantity, **look)
             ax.set_title(title)
             ax.set_xlabel(labels[0])
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel(labels[1])
         _legend(figure, axes, names)
 

@@ -191,8 +191,9 @@ def _subject_counts(data: DataSet) -> Picture | None:
         return None
     chance = tables.averaged(data.variants[0].entries[0].evaluation).chance
     name, labels = _slug(data.name, "number-of-subjects"), ("subjects fitted to", "top-1 %")
-    caption = f"Top-1 over the number of subjects that one model was fitted to. {_BANDS}"
-    return figures.curves(name, groups, data.numbers(), labels, chance, caption)
+    methods = ", ".join(dict.fromkeys(method for of_group in groups.values() for method in of_group))
+    caption = f"{methods}: top-1 over the number of subjects that one model was fitted to. {_BANDS}"
+    return figures.curves(name, groups, data.numbers(), labels, chance, caption, doubling=True)
 
 
 _MODES = {
