@@ -25,7 +25,7 @@ FULL_BUNDLE = Path(__file__).parent / "simulate" / "demo_full.zip"
 FULL_GENERATOR = Path(__file__).parent / "simulate" / "demo_generator"
 DEMO_SESSION = 9
 """Session of the simulated subject that the demo plays: its noise and order are in no training data."""
-FULL_DISTINCTNESS = 3.0
+FULL_DISTINCTNESS = 6.0
 """How much more the responses of the full demo's subject differ between images than what is as hard as real ones."""
 
 _N_IMAGES = 8

@@ -181,7 +181,7 @@ def test_embeddings_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]
     given = (
         DIRECT.replace('"single"', '"known-single"').replace("{plain", "{known").replace('"plain"', '"store-targets"')
     )
-    made = build(folder, folder / "raw", given, "bridge = false\n", top="rescale = false\n")
+    made = build(folder, folder / "raw", given, "bridge = false\n", top="rescale = false\nshrink = false\n")
     assert open_generator(made).manifest.diffusion.conditioner == ""
 
 
@@ -254,7 +254,7 @@ def test_brain_into_the_frozen_space(folder: Path, tmp_path: Path) -> None:
     fused = opened.fused({role: Targets(folder / role).of(items) for role in ("clip", "plain")})
     np.testing.assert_allclose(candidates, fused, rtol=1e-4, atol=1e-5)
     config = folder / "frozen.toml"
-    config.write_text(f'run = "hvf0"\nrescale = false\n{HVF}')
+    config.write_text(f'run = "hvf0"\nrescale = false\nshrink = false\n{HVF}')
     assert main(["generator", str(config), str(folder / "frozen")]) == 0
     made = open_generator(folder / "frozen", bundles.read(folder / "hvf1.zip").manifest)
     assert not [name for name in made.manifest.config["notes"] if name.startswith("diffusion")], "no map was needed"
@@ -323,6 +323,7 @@ def test_the_example_config_is_right() -> None:
 def test_the_demo_is_made_of_what_the_configs_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its maker and the ablation write configs that are read."""
     from offline.generation.config import read
+    from offline.methods.hvf import HvfSettings
     from streamdec.config import convert, read_toml
 
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tools")
@@ -330,11 +331,12 @@ def test_the_demo_is_made_of_what_the_configs_take(tmp_path: Path, monkeypatch: 
     import make_demo_full
 
     config = tmp_path / "config.toml"
-    for text in (make_demo_full.PRIOR.format(n_steps=5), ablate_prior.PRIOR.format(fuse="true", n_steps=5)):
-        config.write_text(text)
-        convert(read_toml(config), prior.PriorSettings, "prior")
+    config.write_text(make_demo_full.PRIOR.format(fuse="true", n_steps=5))
+    assert convert(read_toml(config), prior.PriorSettings, "prior").steps.n_steps == 5
+    config.write_text(make_demo_full.HVF.format(n_dims=5, prior="p"))
+    assert convert(read_toml(config), HvfSettings, "hvf").prior == "p"
     config.write_text(make_demo_full.GENERATOR_TOML.format(models="/models"))
-    assert read(config).run == str(tmp_path / "ridge")
+    assert read(config).run == str(tmp_path / "hvf")
     given = {"prior": "p", "features": 'clip = "c"', "through": "true", "bridge": "false"}
     config.write_text(ablate_prior.GENERATOR.format(model="m", **given))
     made = read(config)

@@ -16,7 +16,7 @@ from torch import nn
 from offline.generation import onnx_file
 from offline.generation.bank import features_of, sentences_of, write_bank
 from offline.generation.latent import LatentNetwork, autoencoder, write_latent
-from offline.generation.linear import Rescaled, fit_linear, typical_length
+from offline.generation.linear import Rescaled, fit_linear, fit_shrinkage, typical_length
 from streamdec.errors import ConfigError, DataError, EngineError
 
 RNG = np.random.default_rng(0)
@@ -48,6 +48,28 @@ def test_rescaled() -> None:
     torch.testing.assert_close(Rescaled(10.0)(x), torch.tensor([[6.0, 8.0], [0.0, 10.0]]))
     assert not Rescaled(1.0)(torch.zeros(1, 2)).any()
     assert typical_length(np.array([[3, 4], [0, 1], [0, 2]], np.float32)) == 2
+
+
+def test_shrinkage_is_the_wiener_filter() -> None:
+    """Gaussian images at twice their size and with noise: the best guess is var / (var + noise) / 2 of each part."""
+    n, spread, noise = 40_000, np.array([3.0, 1.0, 0.5]), 1.5
+    turn = np.linalg.qr(RNG.standard_normal((3, 3)))[0]
+    parts = RNG.standard_normal((n, 3)) * spread
+    images = (parts @ turn.T + 5).astype(np.float32)
+    epochs = (2 * (parts + noise * RNG.standard_normal((n, 3))) @ turn.T - 1).astype(np.float32)
+    layer, explained = fit_shrinkage(epochs, images, images)
+    gains = spread**2 / (spread**2 + noise**2)
+    np.testing.assert_allclose(layer.weight, turn @ np.diag(gains / 2) @ turn.T, atol=0.01)
+    np.testing.assert_allclose(layer(torch.full((1, 3), -1.0))[0], [5, 5, 5], atol=0.05)
+    assert explained == pytest.approx(float((gains * spread**2).sum() / (spread**2).sum()), abs=0.01)
+
+
+def test_shrinkage_of_what_tells_nothing_is_the_mean_image() -> None:
+    images = RNG.standard_normal((500, 4)).astype(np.float32) + 2
+    epochs = RNG.standard_normal((500, 4)).astype(np.float32)
+    layer, explained = fit_shrinkage(epochs, images, images)
+    np.testing.assert_allclose(layer(torch.from_numpy(epochs[:9])), np.tile(images.mean(0), (9, 1)), atol=0.35)
+    assert abs(explained) < 0.05
 
 
 def test_export_refuses_what_differs(tmp_path: Path) -> None:

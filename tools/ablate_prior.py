@@ -37,33 +37,29 @@ bridge = {bridge}
 FUSED = {"both": ROLES, "semantic": ROLES[:1], "pixel": ROLES[1:]}
 
 
-def prior(root: Path, models: Path, name: str, roles: Sequence[str], fuse: bool = True) -> Path:
-    """Train a prior where it is not there yet; that of both is the demo's own."""
-    out = root / "prior" if name == "both" else root / "ablation" / name / "prior"
-    if not (out / "prior.json").exists():
-        train_prior(root, models, out, roles, fuse=fuse)
-    return out
-
-
-def brain(root: Path, name: str, roles: Sequence[str], prior: Path | None, n_dims: int = 256) -> None:
-    """Train HVF's encoder, into a prior's space or for retrieval, and export it."""
+def made(root: Path, models: Path, name: str, roles: Sequence[str], *, through_prior: bool = True) -> Path:
+    """Train a row's prior and brain encoder where they are not there yet; return their folder."""
     folder = root / "ablation" / name
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "prior" / "prior.json").exists():
+        train_prior(root, models, folder / "prior", roles if through_prior else ROLES[:1], fuse=through_prior)
     if not (folder / "bundle.zip").exists():
-        train_hvf(root, folder / "hvf", roles, prior, n_dims)
+        train_hvf(
+            root, folder / "hvf", roles, folder / "prior" if through_prior else None, 256 if through_prior else 128
+        )
         run("export", folder / "hvf", folder / "bundle.zip")
+    return folder
 
 
-def judged(root: Path, models: Path, name: str, row: str, settings: dict[str, str], n_images: int) -> Path:
+def judged(folder: Path, models: Path, row: str, settings: dict[str, str], n_images: int) -> Path:
     """Make a row's generator, let it draw, and judge the pictures."""
-    folder = root / "ablation" / name
     verdict = folder / f"{row}.json"
     if not verdict.exists():
-        config, generator, results = (folder / f"{row}-{what}" for what in ("config", "generator", "results"))
-        text = GENERATOR.format(model=models / "diffusion", **settings)
-        config.with_suffix(".toml").write_text(text, encoding="utf-8")
+        config, generator, results = (folder / f"{row}-{what}" for what in ("config.toml", "generator", "results"))
+        text = GENERATOR.format(model=models / "diffusion", prior=folder / "prior", **settings)
+        config.write_text(text, encoding="utf-8")
         if not generator.exists():
-            run("generator", config.with_suffix(".toml"), generator)
+            run("generator", config, generator)
         if not results.exists():
             run("results", folder / "bundle.zip", generator, results, "--simulated", str(n_images))
         run("judge", results, "--truth", "world", "--out", verdict)
@@ -81,17 +77,15 @@ def main() -> None:
     work(root, models, STAGES[: STAGES.index("features") + 1])
     found = {}
     for name, roles in FUSED.items():
-        made = prior(root, models, name, roles)
-        brain(root, name, roles, made)
+        folder = made(root, models, name, roles)
         features = ", ".join(f'{role} = "{root / "features" / role}"' for role in roles)
-        settings = {"prior": str(made), "features": features, "bridge": "true"}
         for row, through in ((name, "true"), *([("past-phi", "false")] if name == "both" else [])):
-            found[row] = judged(root, models, name, row, settings | {"through": through}, args.images)
-    plain = prior(root, models, "without", FUSED["semantic"], fuse=False)
-    brain(root, "without", FUSED["both"], None, n_dims=128)
-    settings = {"prior": str(plain), "features": f'clip = "{root / "features" / "clip"}"', "through": "true"}
+            settings = {"features": features, "through": through, "bridge": "true"}
+            found[row] = judged(folder, models, row, settings, args.images)
+    folder = made(root, models, "without", FUSED["both"], through_prior=False)
     for row, bridge in (("without", "false"), ("mapped", "true")):
-        found[row] = judged(root, models, "without", row, settings | {"bridge": bridge}, args.images)
+        settings = {"features": f'clip = "{root / "features" / "clip"}"', "through": "true", "bridge": bridge}
+        found[row] = judged(folder, models, row, settings, args.images)
     for row, path in found.items():
         print(row, json.dumps(json.loads(path.read_text(encoding="utf-8"))))
 

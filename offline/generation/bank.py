@@ -72,16 +72,16 @@ def write_bank(
     text : str
         Text encoder, of the model whose image tower gave ``images``.
     embeddings : array of shape (n, dim), float32
-        Of images, in the bundle's space, after ``before``.
+        Of images, in the bundle's space and of its length.
     images : array of shape (n, D), float32
         Of the same images, in the space of the text tower.
     group : array of shape (n,), int64
         Images of one concept.
     queries : array of shape (m, dim), float32
-        Of epochs, after ``before``; ``own`` their images' captions, of those in ``captions``. The scale is fitted on
-        them. They are the training stimuli, as no others are left: on few repetitions of new ones it is too sure.
+        Of epochs, as ``before`` gives them; ``own`` their images' captions, of those in ``captions``. The scale is
+        fitted on them: where the encoder was trained on these, it is too sure of new ones.
     before : nn.Module
-        What an embedding goes through first.
+        What the embedding of an epoch goes through first.
     device : str
 
     Returns

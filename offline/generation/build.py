@@ -33,7 +33,7 @@ from . import diffusion_prior, onnx_file, projector
 from .bank import write_bank
 from .config import DiffusionConfig, GeneratorConfig
 from .latent import write_latent
-from .linear import Rescaled, fit_linear, typical_length
+from .linear import Rescaled, fit_linear, fit_shrinkage, typical_length
 from .loop import Rows
 from .prior import Prior, empty_prompt
 from .source import Shown, Source
@@ -95,6 +95,7 @@ class _Builder:
         self.embeddings = self._rescaled(raw)
         self.length = length
         self.group = self.source.concepts()
+        self.query: nn.Module = self.before
         self._captions = read_captions(Path(config.captions)) if config.captions else {}
         self._shown: Shown | None = None
 
@@ -108,6 +109,8 @@ class _Builder:
         with writing(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
+        if self.config.shrink:
+            self._shrink()
         config, meta = self.config, self.source.meta
         made: dict[str, Any] = {
             "bank": self._bank() if config.bank else None,
@@ -139,22 +142,35 @@ class _Builder:
             shutil.rmtree(self.parts, ignore_errors=True)
         return self.notes
 
+    def _shrink(self) -> None:
+        """Learn what to make of the embedding of an epoch, before all that was fitted on embeddings of images."""
+        shown, held = self.shown, self.shown.held
+        if not held.any():
+            return
+        images = self._rescaled(self.source.images_of(shown))
+        layer, explained = fit_shrinkage(self._rescaled(shown.embeddings[held]), images[shown.item[held]], images)
+        self.query = nn.Sequential(self.before, layer)
+        self._note("shrink", explained=explained)
+
     def _bank(self) -> Bank:
         config = self.config.bank
         assert config is not None
         self.report("bank")
         said = self._said(self.source.items)
         own, rows = self._captioned(self.shown.of_sample)
+        bank = said + own
+        if (held := self.shown.held[rows]).any():
+            own, rows = [text for text, is_held in zip(own, held, strict=True) if is_held], rows[held]
         scale, adapter, explained = write_bank(
             self.folder,
-            said + own,
+            bank,
             config.text,
             self.embeddings,
             self._features(Path(config.images)),
             self.group,
-            self._rescaled(self.shown.embeddings[rows]),
+            self._of_epochs(self.shown.embeddings[rows]),
             own,
-            self.before,
+            self.query,
             self.device,
         )
         self._note("bank", explained=explained, scale=scale)
@@ -171,7 +187,7 @@ class _Builder:
                 f"latents {targets.path}", got=targets.meta.encoder, allowed="features of vae:MODEL@size=N"
             )
         if config.reads == "embedding":
-            x, wanted, group, before = self.embeddings, self._features(targets.path), self.group, self.before
+            x, wanted, group, before = self.embeddings, self._features(targets.path), self.group, self.query
         else:
             x, before = self.shown.epochs, nn.Identity()
             wanted = np.asarray(targets.of(self.shown.of_sample), np.float32)
@@ -201,12 +217,12 @@ class _Builder:
             if not len(rows):
                 raise DataError("llm.right_only", got="no epoch is decoded right", do="set it to false")
             labels = [self.shown.of_sample[row].label for row in rows]
-            epochs = projector.Told(self._rescaled(self.shown.embeddings[rows]), labels, own)
+            epochs = projector.Told(self._of_epochs(self.shown.embeddings[rows]), labels, own)
         trained, losses = projector.fit(
             speaker, images, epochs, settings, self.parts / "llm", seed=self.config.seed, report=self.report
         )
         self._note("llm", **losses)
-        self._export("projector.onnx", nn.Sequential(self.before, trained), "vectors")
+        self._export("projector.onnx", nn.Sequential(self.query, trained), "vectors")
         return Llm(
             model=self._model(config.model, "llm"),
             projector="projector.onnx",
@@ -222,7 +238,7 @@ class _Builder:
         prior = Prior(Path(config.prior)) if config.prior else None
         native = self._native(config, prior)
         fused = prior is not None and prior.meta.settings.fuse
-        layers: list[nn.Module] = [] if isinstance(self.before, nn.Identity) else [self.before]
+        layers: list[nn.Module] = [] if isinstance(self.query, nn.Identity) else [self.query]
         if config.diffusion_prior is not None:
             if fused:
                 raise ConfigError("diffusion_prior", got="with a prior that fuses", allowed="with a plain adapter")
@@ -326,9 +342,10 @@ class _Builder:
         return np.asarray(Targets(path).of(self.source.items), np.float32)
 
     def _rescaled(self, embeddings: Float32) -> Float32:
-        with torch.no_grad():
-            out: Float32 = self.before(torch.from_numpy(embeddings)).numpy()
-        return out
+        return _through(self.before, embeddings)
+
+    def _of_epochs(self, embeddings: Float32) -> Float32:
+        return _through(self.query, embeddings)
 
     def _said(self, items: Sequence[Item]) -> list[str]:
         """Caption of each item.
@@ -356,6 +373,12 @@ class _Builder:
         self.notes |= {f"{part}.{name}": value for name, value in found.items()}
         if part in _CITATIONS:
             self.citations.append(_CITATIONS[part])
+
+
+def _through(network: nn.Module, embeddings: Float32) -> Float32:
+    with torch.no_grad():
+        out: Float32 = network(torch.from_numpy(embeddings)).numpy()
+    return out
 
 
 def _without_folders(value: Any) -> Any:

@@ -87,7 +87,7 @@ def write_latent(
     name : str
         The autoencoder, see :func:`autoencoder`.
     x : array of shape (n, ...), float32
-        Embeddings of images, or epochs; as ``before`` gives them to the regression.
+        Embeddings of images, or epochs; what the regression is fitted on.
     latents : array of shape (n, q), float32
         Scaled, of the same images.
     shape : sequence of int

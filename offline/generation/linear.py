@@ -62,6 +62,41 @@ class Rescaled(nn.Module):
         return out
 
 
+def fit_shrinkage(epochs: Float32, shown: Float32, images: Float32) -> tuple[nn.Linear, float]:
+    """Fit how far an epoch's embedding tells that of its image: along each principal component of the images, a gain.
+
+    A Wiener filter. Training by cosine makes the right image the nearest, and leaves noise and length of the rest free;
+    a map that was fitted on embeddings of images, which have no noise, would take the noise at its word.
+
+    Parameters
+    ----------
+    epochs : array of shape (n, D), float32
+        Embeddings of epochs that the encoder was not trained on.
+    shown : array of shape (n, D), float32
+        Those of their images.
+    images : array of shape (m, D), float32
+        All images, that components and mean are taken from.
+
+    Returns
+    -------
+    layer : nn.Linear
+        Epoch's embedding -> expected image's.
+    explained : float
+        Share of the variance of ``shown`` about their mean over ``images``, on these very epochs.
+    """
+    wide, centre = epochs.astype(np.float64), images.mean(axis=0, dtype=np.float64)
+    mean = wide.mean(axis=0)
+    _, axes = np.linalg.eigh(np.cov(images.astype(np.float64), rowvar=False))
+    seen, wanted = (wide - mean) @ axes, (shown - centre) @ axes
+    power = np.sum(seen**2, axis=0)
+    gains = np.maximum(np.sum(seen * wanted, axis=0), 0) / np.maximum(power, np.finfo(np.float64).tiny)
+    weights = (axes * gains) @ axes.T
+    layer = nn.Linear(*weights.shape)
+    bias = centre - mean @ weights
+    layer.load_state_dict({"weight": torch.from_numpy(weights.T), "bias": torch.from_numpy(bias)})
+    return layer.requires_grad_(False), 1 - float(np.sum((wanted - seen * gains) ** 2) / np.sum(wanted**2))
+
+
 def typical_length(embeddings: Float32) -> float:
     """Median length of vectors (n, D)."""
     return float(np.median(np.linalg.norm(embeddings, axis=1)))

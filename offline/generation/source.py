@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from streamdec.decode.gallery import unit
@@ -15,6 +16,7 @@ from streamdec.types import Bool, Float32
 from ..data.joined import join
 from ..data.store import Int64, Item, Prepared
 from ..experiment import open_run, targets_of
+from ..methods.base import Validation
 from ..targets.store import Targets
 
 
@@ -67,20 +69,32 @@ class Source:
 
     def shown(self) -> Shown:
         """Mean epochs of the training stimuli and their embeddings, all subjects of the run one after the other."""
-        epochs, embeddings, places = [], [], []
-        for subject, part, place in zip(self._joined.subjects, self._joined.parts, self._joined.places, strict=True):
+        epochs, embeddings, places, unseen = [], [], [], []
+        validation = msgspec.convert(self.meta.settings["validation"], Validation)
+        held = self._joined.hold_out(validation.by, validation.share, self.meta.seed)
+        joined = self._joined
+        for subject, part, place, of_part in zip(joined.subjects, joined.parts, joined.places, held, strict=True):
             indices = [of_item for of_item in part.of_item() if len(of_item)]
+            unseen.append(np.array([of_part[rows].all() for rows in indices]))
             means = part.means(indices)
             epochs.append(means)
             embeddings.append(self.encoder(means, subject))
             places.append(place[part.rows.item[[of_item[0] for of_item in indices]]])
-        return Shown(np.concatenate(epochs), np.concatenate(embeddings), np.concatenate(places), self._joined.items)
+        return Shown(
+            np.concatenate(epochs),
+            np.concatenate(embeddings),
+            np.concatenate(places),
+            np.concatenate(unseen),
+            joined.items,
+        )
+
+    def images_of(self, shown: Shown) -> Float32:
+        """Embeddings of all training stimuli's images: (n_items, dim), not normalised."""
+        return self.encoder.candidates({role: of_role.of(shown.items) for role, of_role in self.targets.items()})
 
     def right(self, shown: Shown) -> Bool:
         """Tell of each training stimulus whether the nearest of all training images shows its concept: (n,)."""
-        gallery = unit(
-            self.encoder.candidates({role: of_role.of(shown.items) for role, of_role in self.targets.items()})
-        )
+        gallery = unit(self.images_of(shown))
         concept = np.array([item.concept for item in shown.items])
         nearest = np.argmax(unit(shown.embeddings) @ gallery.T, axis=1)
         return np.asarray(concept[nearest] == concept[shown.item])
@@ -95,11 +109,13 @@ class Shown:
     embeddings : array of shape (n, dim), float32
     item : array of shape (n,), int64
         Index into ``items``.
+    held : array of shape (n,), bool
+        Whether the encoder was validated on it instead of trained (`ridge` is fitted anew on all of them).
     items : tuple of Item
     """
 
-    def __init__(self, epochs: Float32, embeddings: Float32, item: Int64, items: Sequence[Item]) -> None:
-        self.epochs, self.embeddings, self.item, self.items = epochs, embeddings, item, tuple(items)
+    def __init__(self, epochs: Float32, embeddings: Float32, item: Int64, held: Bool, items: Sequence[Item]) -> None:
+        self.epochs, self.embeddings, self.item, self.held, self.items = epochs, embeddings, item, held, tuple(items)
 
     @property
     def of_sample(self) -> list[Item]:

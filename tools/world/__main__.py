@@ -76,7 +76,16 @@ def main() -> None:
             known[name] = {"folder": folder, **stage.make(data, arguments.cache, out, **trial)}
         known[name]["test"] = stage.measure(out, data, arguments.tested)
         print(name, known[name])
+    forget_paths(arguments.out)
     file.write_text(json.dumps(card(arguments.out, known, len(data.images)), indent=2) + "\n")
+
+
+def forget_paths(out: Path) -> None:
+    """Take out of the models' configs where diffusers had loaded them from."""
+    for file in out.rglob("config.json"):
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def card(out: Path, known: dict[str, Any], n_images: int) -> dict[str, Any]:
