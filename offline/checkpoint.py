@@ -220,6 +220,16 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def without_folders(value: Any) -> Any:
+    """Keep the names of files and folders in a config, and not where they were on the machine that made it."""
+    if isinstance(value, dict):
+        return {key: without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        kind, colon, rest = value.rpartition(":")  # of a target encoder, such as open_clip_text:FOLDER
+        return f"{kind}{colon}{Path(rest).name}" if rest.startswith("/") else value
+    return value
+
+
 @cache
 def versions() -> dict[str, str]:
     """Python and the packages that compute."""

@@ -17,7 +17,7 @@ from streamdec.errors import ConfigError, DataError
 from streamdec.types import Float32
 
 from . import parity
-from .checkpoint import FittedMeta, RunMeta, writing
+from .checkpoint import FittedMeta, RunMeta, without_folders, writing
 from .data.store import Part, Prepared
 from .experiment import check_signal, gallery, open_run, own_store, targets_of
 from .methods.base import Encoder
@@ -155,7 +155,7 @@ def _manifest(runs: Sequence[_Run], agreed: Sequence[Parity]) -> Manifest:
         citation=method_named(meta.method).citation,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         commit=meta.commit,
-        config=config,
+        config=without_folders(config),
         seeds=tuple(run.meta.seed for run in runs),
         data=" ".join(fingerprint for run in runs for fingerprint in run.meta.data),
         simulated=stored.simulated,

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+from offline import checkpoint
 from offline.generation import onnx_file
 from offline.generation.bank import features_of, sentences_of, write_bank
 from offline.generation.latent import LatentNetwork, autoencoder, write_latent
@@ -160,3 +161,9 @@ def test_bank_by_way_of_an_adapter(tmp_path: Path) -> None:
     assert scale > 0
     seen = np.concatenate([run(tmp_path / adapter, embedding=row[None]) for row in embeddings[:6]])
     assert list(np.argmax(seen @ features.T, axis=1)) == list(kinds[:6])
+
+
+def test_configs_keep_names_and_not_where_they_lay() -> None:
+    config = {"prior": "/home/a/prior", "bank": {"text": "open_clip_text:/data/clip"}, "model": "org/name", "steps": 3}
+    kept = {"prior": "prior", "bank": {"text": "open_clip_text:clip"}, "model": "org/name", "steps": 3}
+    assert checkpoint.without_folders(config) == kept

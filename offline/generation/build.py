@@ -126,7 +126,7 @@ class _Builder:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             commit=checkpoint.commit(),
             config={
-                "generator": _without_folders(msgspec.to_builtins(config)),
+                "generator": checkpoint.without_folders(msgspec.to_builtins(config)),
                 "method": meta.method,
                 "notes": self.notes,
                 "versions": checkpoint.versions(),
@@ -379,16 +379,6 @@ def _through(network: nn.Module, embeddings: Float32) -> Float32:
     with torch.no_grad():
         out: Float32 = network(torch.from_numpy(embeddings)).numpy()
     return out
-
-
-def _without_folders(value: Any) -> Any:
-    """Keep the names of files and folders, and not where they were on the machine that made it."""
-    if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, str):
-        kind, colon, rest = value.rpartition(":")  # of a target encoder, such as open_clip_text:FOLDER
-        return f"{kind}{colon}{Path(rest).name}" if rest.startswith("/") else value
-    return value
 
 
 class _Behind(nn.Module):
