@@ -167,3 +167,11 @@ def test_configs_keep_names_and_not_where_they_lay() -> None:
     config = {"prior": "/home/a/prior", "bank": {"text": "open_clip_text:/data/clip"}, "model": "org/name", "steps": 3}
     kept = {"prior": "prior", "bank": {"text": "open_clip_text:clip"}, "model": "org/name", "steps": 3}
     assert checkpoint.without_folders(config) == kept
+
+
+def test_exported_networks_say_nothing_of_where_they_were_made() -> None:
+    network = nn.Sequential(nn.Linear(3, 2), nn.ELU()).eval()
+    for batched in (False, True):
+        made = onnx_file.to_onnx(network, [torch.zeros(2, 3)], ["x"], "y", batched=batched)
+        assert b"site-packages" not in made
+        assert str(Path(__file__).parents[1]).encode() not in made

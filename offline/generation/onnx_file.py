@@ -66,13 +66,16 @@ def write(path: Path, network: nn.Module, examples: Sequence[Mapping[str, Float3
     return error
 
 
-def to_onnx(network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], output: str) -> bytes:
-    """Export for inputs of these very shapes."""
+def to_onnx(
+    network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], output: str, *, batched: bool = False
+) -> bytes:
+    """Export for inputs of these very shapes, or, ``batched``, for any number of samples."""
     program = torch.onnx.export(
         network,
         tuple(inputs),
         input_names=list(names),
         output_names=[output],
+        dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs) if batched else None,
         opset_version=_OPSET,
         dynamo=True,
         verbose=False,
@@ -80,7 +83,8 @@ def to_onnx(network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], 
     if program is None:
         raise EngineError("ONNX export", got="no model")
     model = program.model_proto
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")  # where in whose files each node was written
         part.ClearField("doc_string")
     out: bytes = model.SerializeToString()

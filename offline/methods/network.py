@@ -13,16 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from streamdec.errors import ConfigError, DataError
+from streamdec.errors import ConfigError
 from streamdec.types import Float32
 
 from .. import checkpoint
 from ..checkpoint import RunFolder
 from ..fit import Batch, Group, Learner, Schedule, load_weights, train, weights
+from ..generation import onnx_file
 from ..progress import Report
 from .base import Fitted, Method, MethodSettings, Training, standard
 
-_OPSET = 18
 _BATCH = 256  # epochs or candidates encoded at once
 
 
@@ -232,20 +232,7 @@ def network(
 
 def to_onnx(encoder: nn.Module, shape: tuple[int, int]) -> bytes:
     """Export an encoder of plain layers: "epochs" (B, *shape) -> "embeddings" (B, dim)."""
-    program = torch.onnx.export(
-        encoder.eval(),
-        (torch.zeros(2, *shape),),
-        input_names=["epochs"],
-        output_names=["embeddings"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=_OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    if program is None:
-        raise DataError("ONNX export", got="no model")
-    out: bytes = program.model_proto.SerializeToString()
-    return out
+    return onnx_file.to_onnx(encoder.eval(), [torch.zeros(2, *shape)], ["epochs"], "embeddings", batched=True)
 
 
 def _tensor(array: npt.NDArray[Any]) -> Tensor:
