@@ -18,7 +18,7 @@ from .config import Config
 from .decode.bundle import Bundle
 from .errors import StreamdecError, StreamError
 from .intake import Intake, Notice
-from .serve import engines, open_bundle
+from .serve import drift_warning, engines, intake_settings, open_bundle
 from .signal.quality import robust_sd
 from .types import Chunk, Connection, Marker, Onset, StreamInfo
 
@@ -69,6 +69,10 @@ def examine(config: Config, seconds: float) -> Iterator[Finding]:
         except StreamdecError as error:
             yield Finding("fatal", str(error))
             return
+        if bundle.manifest.calibrated is not None:
+            yield Finding("ok", f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}")
+        if drift := drift_warning(bundle):
+            yield Finding("warning", drift)
         yield from _rehearse(bundle, config)
     inlet = LslInlet(
         config.inlet.eeg, None if config.intake.trigger else config.inlet.markers, stall=config.inlet.stall
@@ -89,7 +93,7 @@ def _listen(inlet: Inlet, bundle: Bundle | None, config: Config, seconds: float)
     intake = None
     if bundle is not None:
         manifest = bundle.manifest
-        intake = Intake(manifest.signal, inlet.eeg, config.intake, (), manifest.channel_sd)
+        intake = Intake(manifest.signal, inlet.eeg, intake_settings(bundle, config), (), manifest.channel_sd)
         if intake.map.missing:
             yield Finding("warning", f"channels missing, will be interpolated: {', '.join(intake.map.missing)}")
         else:

@@ -11,6 +11,7 @@
     │   ├── StreamAmbiguous    several match
     │   └── StreamMismatch     it does not fit the bundle (channels, unit, rate, clock)
     ├── RecordingError     a recording cannot be read or written
+    ├── CalibrationError   a block cannot calibrate a bundle
     ├── FeedError          the feed cannot be opened, read or understood
     └── DataError          a data set or a table on disk is not what it should be
 """
@@ -73,6 +74,10 @@ class StreamMismatch(StreamError):
 
 class RecordingError(StreamdecError):
     """A recording cannot be read or written."""
+
+
+class CalibrationError(StreamdecError):
+    """A recorded block cannot calibrate a bundle."""
 
 
 class FeedError(StreamdecError):

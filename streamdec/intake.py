@@ -130,6 +130,7 @@ class Intake:
         self.epochs = Epochs(self.ring, self.rate, windows, settings.epochs)
         self.quality = Quality(self._present, settings.quality)
         self.markers = MarkerReader(settings.markers)
+        self._latency = settings.markers.latency or 0.0
         self.trigger = self._trigger_reader()
         self._counter = self._counter_reader()
         self._channel_sd = channel_sd or {}
@@ -190,6 +191,8 @@ class Intake:
         """An onset goes on the books before whatever it completes at once (late markers are served from the ring)."""
         if isinstance(onset, Refused):
             return [onset]
+        if self._latency:
+            onset = msgspec.structs.replace(onset, time=onset.time + self._latency, position=None)
         out: list[Output] = [onset]
         refused = self.epochs.onset(onset)
         if refused is not None:

@@ -28,7 +28,7 @@ from .errors import ConfigError, EngineError, StreamdecError
 from .feed.publisher import Publisher
 from .feed.schema import Counts
 from .generation import BUDGETS, Generation
-from .intake import Intake
+from .intake import Intake, IntakeSettings
 from .session import MemoryOutlet, Outlet, Session, Tape, run
 from .types import StreamInfo
 
@@ -38,6 +38,30 @@ def open_bundle(config: Config) -> Bundle:
     if not config.bundle:
         raise ConfigError("no bundle", do="name one: streamdec serve BUNDLE, or `bundle` in the config")
     return bundles.read(Path(config.bundle))
+
+
+def intake_settings(bundle: Bundle, config: Config) -> IntakeSettings:
+    """Settings of the intake: the config's, and where it leaves them open what the bundle was calibrated to."""
+    settings, calibrated = config.intake, bundle.manifest.calibrated
+    if calibrated is None:
+        return settings
+    replace, markers = msgspec.structs.replace, settings.markers
+    if markers.latency is None and calibrated.latency is not None:
+        markers = replace(markers, latency=calibrated.latency.seconds)
+    return replace(settings, markers=markers, unit=settings.unit or calibrated.unit)
+
+
+def drift_warning(bundle: Bundle) -> str:
+    """Say that the marker latency a bundle was calibrated to does not last; "" where it does."""
+    calibrated = bundle.manifest.calibrated
+    latency = None if calibrated is None else calibrated.latency
+    if latency is None or latency.drift is None or not latency.drifts:
+        return ""
+    minutes = 0.01 / abs(latency.drift) / 60
+    return (
+        f"markers and EEG drift apart by {6e4 * latency.drift:+.1f} ms/min, as the block showed: after {minutes:.1f} "
+        "min epochs are 10 ms off; let the amplifier's LSL outlet stamp by the clock, or calibrate anew before then"
+    )
 
 
 def engines(bundle: Bundle, config: Config, fell_back: Callable[[str], None] | None = None) -> dict[float, Engine]:
@@ -100,7 +124,7 @@ def session(
     """A session on an EEG stream."""
     manifest = bundle.manifest
     horizons = tuple(head.horizon for head in manifest.heads)
-    intake = Intake(manifest.signal, eeg, config.intake, horizons, manifest.channel_sd)
+    intake = Intake(manifest.signal, eeg, intake_settings(bundle, config), horizons, manifest.channel_sd)
     evidence = Evidence(manifest.evidence, manifest.heads, config.evidence)
     return Session(bundle, intake, encoders, evidence, outlet, clock, tape, config.session, generation)
 
@@ -153,7 +177,9 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
         Told in one line each what was found and when the session is ready.
     """
     bundle = open_bundle(config)
-    warnings: list[str] = []
+    if bundle.manifest.calibrated is not None:
+        ready(f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}")
+    warnings = list(filter(None, [drift_warning(bundle)]))
     encoders = engines(bundle, config, warnings.append)
     for warning in warnings:
         ready(warning)

@@ -28,16 +28,20 @@ class MarkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     a regular expression with a group ``key``, must match all of that text. ``keys`` translates what the group caught
     into the stimulus key; where it is given, what it does not list is garbage. ``ignore``: markers that match it whole,
     as received or as taken out of the JSON object, name no stimulus (catch trials, block starts), nor do JSON objects
-    without ``field``.
+    without ``field``. ``latency`` seconds after the marker (or the edge of the trigger channel) at which the image
+    comes on; None: what the bundle was calibrated to, else 0.
     """
 
     pattern: str = "(?P<key>.+)"
     field: str = "id"
     ignore: str = ""
     keys: dict[str, str] = {}
+    latency: float | None = None
 
     def __post_init__(self) -> None:
         _Names(self)
+        if not math.isfinite(self.latency or 0.0):
+            raise ConfigError("markers.latency", got=self.latency, allowed="finite seconds, or none")
 
 
 class TriggerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,9 +35,9 @@ from ..errors import BundleError, StreamdecError
 from ..signal.chain import Chain
 from .archive import Archive, open_archive, write_archive
 from .gallery import Gallery
-from .manifest import SCHEMA, Calibration, Head, Manifest, Parity
+from .manifest import SCHEMA, Calibrated, Calibration, Head, Manifest, MarkerLatency, Parity
 
-__all__ = ["Bundle", "Calibration", "Head", "Manifest", "Parity", "read", "write"]
+__all__ = ["Bundle", "Calibrated", "Calibration", "Head", "Manifest", "MarkerLatency", "Parity", "read", "write"]
 
 MANIFEST, SEAL, ARRAYS, FEATURES, CANDIDATES = (
     "manifest.json",

@@ -93,6 +93,95 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_cosine: float
 
 
+class MarkerLatency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long after its marker an image came on, in a block that was recorded for calibration.
+
+    ``seconds`` median over the block, ``interval`` its 95 % interval; ``source`` what it was measured by; ``n`` onsets
+    it rests on. ``drift`` seconds per second, ``drift_interval`` its 95 % interval, ``scatter`` robust standard
+    deviation of single delays about that line, seconds; None where they were not measured.
+    """
+
+    seconds: float
+    interval: tuple[float, float]
+    source: str
+    n: int
+    drift: float | None = None
+    drift_interval: tuple[float, float] | None = None
+    scatter: float | None = None
+
+    @property
+    def drifts(self) -> bool:
+        """Whether there is a drift, of more than 1 ms a minute."""
+        if self.drift is None or self.drift_interval is None:
+            return False
+        low, high = self.drift_interval
+        return (low > 0 or high < 0) and abs(self.drift) > 1e-3 / 60
+
+    def line(self) -> str:
+        """In words, for a terminal."""
+        low, high = self.interval
+        text = f"{1e3 * self.seconds:.1f} ms [{1e3 * low:.1f}, {1e3 * high:.1f}] by {self.source}, {self.n} onsets"
+        if self.drift is None or self.drift_interval is None or self.scatter is None:
+            return text
+        slope, least, most = (6e4 * each for each in (self.drift, *self.drift_interval))
+        return f"{text}; drift {slope:+.1f} ms/min [{least:+.1f}, {most:+.1f}], scatter {1e3 * self.scatter:.1f} ms"
+
+
+class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How well shown images were found again among ``n_candidates``, from ``repetitions`` presentations at a time.
+
+    ``n`` decisions on ``n_stimuli`` images. ``top1``, ``top5`` shares of them, ``median_rank`` from 1; the intervals
+    are 95 %, by bootstrap over the images.
+    """
+
+    repetitions: int
+    n: int
+    n_stimuli: int
+    n_candidates: int
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    top5_interval: tuple[float, float]
+    median_rank: float
+    median_rank_interval: tuple[float, float]
+
+
+class Calibrated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a bundle was made to fit, and what that gained.
+
+    ``base`` hash of the bundle it was made from; ``recording`` name of the block's file, ``recording_sha256`` its hash;
+    ``created`` ISO 8601. ``latency`` of the markers: epochs are cut so much later; None: none was measured. ``unit``
+    in which the stream came, where its header does not say so, else "". ``missing`` channels that the cap did not have.
+    ``alignment`` of the channels: "kept", "whitening", "euclidean" or "riemannian"; ``adaptation`` of the embedding:
+    "kept", "recentred" or "low-rank". ``settings`` that calibration ran with. ``before`` and ``after``, by
+    cross-validation within the block: the images of each of ``folds`` folds were judged by what was fitted on the
+    others.
+    """
+
+    base: str
+    recording: str
+    recording_sha256: str
+    created: str
+    latency: MarkerLatency | None = None
+    unit: str = ""
+    missing: tuple[str, ...] = ()
+    alignment: str = "kept"
+    adaptation: str = "kept"
+    settings: dict[str, Any] = {}
+    folds: int = 0
+    before: tuple[Accuracy, ...] = ()
+    after: tuple[Accuracy, ...] = ()
+
+    def line(self) -> str:
+        """In words, for a terminal."""
+        latency = "no marker latency" if self.latency is None else f"marker latency {1e3 * self.latency.seconds:.1f} ms"
+        parts = [f"calibrated {self.created[:10]} on {self.recording}: {latency}"]
+        parts += [f"unit {self.unit}"] if self.unit else []
+        parts += [f"without {', '.join(self.missing)}"] if self.missing else []
+        parts += [f"alignment {self.alignment}", f"embedding {self.adaptation}"]
+        return ", ".join(parts)
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that a bundle says of itself.
 
@@ -102,7 +191,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     deviation (sd) of the raw training signal per channel, microvolt. ``heads`` by rising horizon, the last at
     ``signal.tmax``. ``evidence`` says how repetitions add up. ``budgets`` seconds beyond the epoch's end, per kind of
     result. ``space`` names the embedding space, "" in bundles from before it had a name: a generator must be for the
-    same. ``gallery`` and ``files`` (sha256 of every other file) are filled in by :func:`.bundle.write`.
+    same. ``calibrated`` to whom, by ``streamdec calibrate``; None as exported. ``gallery`` and ``files`` (sha256 of
+    every other file) are filled in by :func:`.bundle.write`.
     """
 
     schema: int = SCHEMA
@@ -122,6 +212,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     budgets: dict[str, float]
     parity: tuple[Parity, ...] = ()
     space: str = ""
+    calibrated: Calibrated | None = None
     gallery: GalleryKind = "stimulus"
     files: dict[str, str] = {}
 

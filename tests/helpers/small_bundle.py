@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from streamdec.decode import bundle
 from streamdec.decode.gallery import Gallery
-from streamdec.decode.manifest import Calibration, EvidenceMode, Head, Manifest
+from streamdec.decode.manifest import Calibrated, Calibration, EvidenceMode, Head, Manifest
 from streamdec.signal.spec import Baseline, Filter, Signal
 from streamdec.types import Chunk, Connection, Event, Marker, StreamInfo
 
@@ -52,6 +52,7 @@ def write_bundle(
     offline_only: str = "",
     space: str = "",
     thumbnails: dict[str, bytes] | None = None,
+    calibrated: Calibrated | None = None,
 ) -> Path:
     """A bundle whose encoder finds each of the patterns in an epoch."""
     signal = Signal(NAMES, SFREQ, TMIN, TMAX, filters=filters, steps=(Baseline(TMIN, 0.0),))
@@ -83,6 +84,7 @@ def write_bundle(
         budgets={"retrieval": 0.05},
         offline_only=offline_only,
         space=space,
+        calibrated=calibrated,
     )
     gallery = Gallery(targets, ids, [f"image {i}" for i in range(N_IMAGES)])
     return bundle.write(path, manifest, {}, gallery, encoders, thumbnails)
