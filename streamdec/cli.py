@@ -17,6 +17,7 @@ import msgspec
 
 from . import __version__
 from .errors import ConfigError, StreamdecError
+from .present import cli as present_cli
 
 _QUERY = "key=value[,key=value]: name, type, source_id or predicate of the stream; a bare word is the name"
 
@@ -131,6 +132,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--events", type=int, default=200, help="stimuli (default: 200)")
     bench.add_argument("--soa", type=float, default=0.2, help="seconds from one stimulus to the next (default: 0.2)")
     bench.add_argument("--chunk", type=int, default=10, help="samples per packet of the amplifier (default: 10)")
+
+    present_cli.add(command)
 
     keys = command("keys", _keys, "make the CURVE keys of a feed that is read, or workers that run, on other machines")
     keys.add_argument("folder", type=Path, help="new folder: the server's keys, and a folder to hand over per client")

@@ -1,13 +1,11 @@
 """Any recording and a table, as a source: the recording is played through the live intake, which cuts the epochs.
 
-The table (.tsv or .csv, with a header) has a column ``marker``, the stimulus key as the marker pattern yields it or
-the marker's whole text, and either ``image`` (a file, relative to the table; the items are stimuli, ``concept`` and
-``label`` may say more) or ``label`` alone (the items are classes). Markers that the table lacks are left out.
+The table is :mod:`streamdec.present.table`'s: with images the items are stimuli, with labels alone classes. Markers
+that it lacks are left out.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +18,11 @@ from streamdec.acquire.recording import read
 from streamdec.acquire.replay import ReplayInlet, select
 from streamdec.errors import ConfigError, DataError
 from streamdec.intake import IntakeSettings, cut
+from streamdec.present.table import read_table as read_rows
 from streamdec.types import Epoch, Float32, Float64
 
 from .prepare import Recipe, Run
 from .store import Int64, Item, PartName
-
-_TABLE_COLUMNS = ("marker", "image", "label", "concept")
 
 
 class RecordingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,37 +55,17 @@ def read_table(path: Path) -> Table:
     DataError
         It cannot be read, lacks a column, names a marker twice or an image that is not there.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"table {path}", got=str(error), do="give a .tsv or .csv file with a header") from error
-    columns = set(lines[0]) if lines else set()
-    kind: Literal["stimulus", "class"] = "stimulus" if "image" in columns else "class"
-    if "marker" not in columns or not columns & {"image", "label"} or columns - set(_TABLE_COLUMNS):
-        raise DataError(
-            f"columns of table {path}",
-            got=", ".join(map(str, columns)) or "none",
-            allowed="marker, and image or label; with image also label and concept",
-        )
+    rows = read_rows(path)
+    kind: Literal["stimulus", "class"] = "stimulus" if rows[0].image else "class"
     found: dict[str, Item] = {}
     index: dict[str, int] = {}
-    for number, line in enumerate(lines, 2):
-        marker, image, label = line["marker"], line.get("image") or "", line.get("label") or ""
-        if not marker or marker in index or not (image or label):
-            raise DataError(
-                f"table {path}, line {number}", got=repr(marker), allowed="each marker once, each with a value"
-            )
-        if kind == "stimulus":
-            if not (path.parent / image).is_file():
-                raise DataError(
-                    f"table {path}, line {number}", got=f"no image {image}", allowed="a file beside the table"
-                )
-            item = Item(marker, label or Path(image).stem, line.get("concept") or label or image, image)
+    for row in rows:
+        if row.image:
+            item = Item(row.marker, row.label or Path(row.image).stem, row.concept or row.label or row.image, row.image)
         else:
-            item = Item(label, label, label)
+            item = Item(row.label, row.label, row.label)
         found.setdefault(item.id, item)
-        index[marker] = list(found).index(item.id)
+        index[row.marker] = list(found).index(item.id)
     return Table(kind, tuple(found.values()), index)
 
 

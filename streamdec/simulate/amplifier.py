@@ -22,12 +22,11 @@ import numpy as np
 from ..acquire.lsl import LslOutlet, local_clock
 from ..signal.rate import Rate
 from ..types import StreamInfo
+from .schedule import CATCH as CATCH
 from .schedule import TARGET, Schedule, rsvp
 from .subject import Subject
 from .world import World
 
-CATCH = "catch"
-"""Marker of a catch image."""
 CHUNK = 10
 """Samples pushed at a time."""
 
