@@ -34,7 +34,7 @@ from .losses.processes import averaged
 from .progress import Report, silent
 
 if TYPE_CHECKING:
-    from .fit import Learner
+    from .learner import Learner
     from .methods.base import MethodSettings
 
 _POLL = 0.2  # seconds
@@ -56,7 +56,7 @@ def shared_out(learner: Learner) -> Iterator[None]:
     if not several():
         yield
         return
-    from .fit import Learner
+    from .learner import Learner
 
     learners = [module for module in learner.modules() if isinstance(module, Learner)]
     for each in learners:

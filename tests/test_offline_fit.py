@@ -14,11 +14,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from offline import fit
 from offline.checkpoint import RunFolder
 from offline.data.store import Item
+from offline.learner import Batch, Learner
 from offline.methods.base import Training
 from streamdec.errors import ConfigError, DataError
 
 
-class Line(fit.Learner):
+class Line(Learner):
     """Least squares; counts the samples it was shown, in a buffer."""
 
     dim = 2
@@ -36,10 +37,13 @@ class Line(fit.Learner):
     def embed(self, targets: dict[str, torch.Tensor]) -> torch.Tensor:
         return targets["image"]
 
-    def loss(self, batch: fit.Batch) -> torch.Tensor:
+    def loss(self, batch: Batch) -> torch.Tensor:
         if self.training:
             self.seen[batch.sample] += 1
         return torch.mean((self.encode(batch.epochs, batch.subject) - self.embed(batch.targets)[batch.place]) ** 2)
+
+    def folded(self, subject: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), self.layer)
 
     def notes(self) -> dict[str, float]:
         return {"seen": float(self.seen.sum())}
@@ -173,7 +177,7 @@ def test_clipping_bounds_the_gradient(samples, tmp_path) -> None:
 
 def test_batch_that_does_not_fit_names_one_that_does(samples, tmp_path) -> None:
     class Large(Line):
-        def loss(self, batch: fit.Batch) -> torch.Tensor:
+        def loss(self, batch: Batch) -> torch.Tensor:
             if len(batch.epochs) > 4:
                 raise torch.OutOfMemoryError
             return super().loss(batch)

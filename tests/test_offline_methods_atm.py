@@ -10,7 +10,7 @@ import torch
 from textbook import without_dropout
 from torch import Tensor
 
-from offline.fit import Batch
+from offline.learner import Batch
 from offline.methods.atm import AtmLearner, AtmSettings
 from offline.methods.network import Shapes
 from streamdec.errors import ConfigError

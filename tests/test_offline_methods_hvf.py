@@ -12,8 +12,8 @@ import torch
 from textbook import without_dropout
 from torch import Tensor
 
-from offline.fit import Batch
 from offline.generation.prior import FusionPrior, Prior, PriorMeta, PriorSettings, write
+from offline.learner import Batch
 from offline.methods.hvf import HvfLearner, HvfSettings
 from offline.methods.network import Shapes
 from streamdec.errors import ConfigError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from offline.checkpoint import load
 from offline.data.store import Item, Prepared
 from offline.experiment import evaluate_run, fit, open_run
-from offline.fit import Batch
+from offline.learner import Batch
 from offline.methods.base import Training
 from offline.methods.mused import MUSED, MusedLearner, MusedSettings
 from offline.methods.network import Shapes

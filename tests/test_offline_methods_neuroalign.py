@@ -11,7 +11,7 @@ import torch
 from textbook import without_dropout
 from torch import Tensor
 
-from offline.fit import Batch
+from offline.learner import Batch
 from offline.methods.network import Shapes
 from offline.methods.neuroalign import NeuroAlignLearner, NeuroAlignSettings
 from streamdec.errors import ConfigError

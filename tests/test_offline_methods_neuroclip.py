@@ -9,7 +9,8 @@ import torch
 from textbook import without_dropout
 from torch import Tensor
 
-from offline.fit import Batch, load_weights, weights
+from offline.fit import load_weights, weights
+from offline.learner import Batch
 from offline.methods.network import Shapes
 from offline.methods.neuroclip import NeuroClipLearner, NeuroClipSettings
 from offline.targets.openclip import load

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offline.data.store import Item
-from offline.fit import Batch
+from offline.learner import Batch
 from offline.methods.base import Training
 from offline.methods.network import Shapes
 from offline.methods.thought2text import THOUGHT2TEXT, Thought2TextLearner, Thought2TextSettings

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from offline.data.store import Item
 from offline.experiment import check_roles
-from offline.fit import Batch, weights
+from offline.fit import weights
+from offline.learner import Batch
 from offline.methods.base import Training
 from offline.methods.network import Shapes
 from offline.methods.ubp import UBP, UbpLearner, UbpSettings

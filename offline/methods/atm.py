@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from models.atm import ATMS
 from streamdec.errors import ConfigError
 
-from ..fit import Batch, Learner, Schedule
+from ..fit import Schedule
+from ..learner import Batch, Learner
 from ..losses import LogitScale, atm_reconstruction, atm_retrieval, symmetric_info_nce
 from .network import NetworkSettings, Shapes, network
 

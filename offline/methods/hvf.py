@@ -18,8 +18,9 @@ from models.fusion import FusionEncoder
 from models.registry import NETWORKS
 from streamdec.errors import ConfigError
 
-from ..fit import Batch, Learner, Schedule
+from ..fit import Schedule
 from ..generation.prior import Prior
+from ..learner import Batch, Learner
 from ..losses import LogitScale, symmetric_info_nce
 from .base import Training
 from .network import NetworkSettings, Shapes, network

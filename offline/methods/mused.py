@@ -23,7 +23,8 @@ from streamdec.errors import ConfigError
 
 from .. import checkpoint
 from ..checkpoint import RunFolder
-from ..fit import Batch, Group, Learner, Schedule, load_weights
+from ..fit import Schedule, load_weights
+from ..learner import Batch, Group, Learner
 from ..losses import LogitScale, orthogonality, representational_similarity, symmetric_info_nce
 from ..progress import Report
 from .base import Fitted, Training, concepts

@@ -18,8 +18,9 @@ from streamdec.types import Float32
 
 from .. import checkpoint
 from ..checkpoint import RunFolder
-from ..fit import Batch, Group, Learner, Schedule, load_weights, train, weights
+from ..fit import Schedule, load_weights, train, weights
 from ..generation import onnx_file
+from ..learner import Batch, Group, Learner
 from ..progress import Report
 from .base import Fitted, Method, MethodSettings, Training, standard
 

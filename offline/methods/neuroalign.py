@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from models.blocks import ResProj, TSConv
 from streamdec.errors import ConfigError
 
-from ..fit import Batch, Group, Learner, Schedule
+from ..fit import Schedule
+from ..learner import Batch, Group, Learner
 from ..losses import DynamicLossAdjustment, LogitScale, semantic_guidance, symmetric_info_nce
 from ..losses.adaptive import Adjustment
 from ..losses.contrastive import Diagonal

@@ -18,7 +18,8 @@ from models.mlp import EEGProject
 from models.neuroclip import NeuroClipVision, identity
 from streamdec.errors import ConfigError
 
-from ..fit import Batch, Group, Learner, Schedule
+from ..fit import Schedule
+from ..learner import Batch, Group, Learner
 from ..losses import LogitScale, softened_info_nce
 from ..targets.openclip import load, split
 from .network import NetworkSettings, Shapes, network

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.nice import Nice
 
-from ..fit import Batch, Learner
+from ..learner import Batch, Learner
 from ..losses import symmetric_info_nce
 from .network import NetworkSettings, Shapes, network
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from models.channelnet import ChannelNet
 
-from ..fit import Batch, Learner, Schedule
+from ..fit import Schedule
+from ..learner import Batch, Learner
 from ..losses import thought2text
 from .base import Training, Validation, concepts
 from .network import NetworkSettings, Shapes, network

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from models.registry import NETWORKS
 from streamdec.errors import ConfigError
 
-from ..fit import Batch, Learner, Schedule
+from ..fit import Schedule
+from ..learner import Batch, Learner
 from ..losses import BLUR_LEVELS, BlurChoice, LogitScale, ScaleKind, paired_logits, symmetric_info_nce
 from .base import Training
 from .network import NetworkSettings, Shapes, network

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from offline import distributed
-from offline.fit import Batch, Learner
+from offline.learner import Batch, Learner
 from offline.methods.atm import AtmLearner, AtmSettings
 from offline.methods.hvf import HvfLearner, HvfSettings
 from offline.methods.mused import MusedLearner, MusedSettings
