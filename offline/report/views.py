@@ -71,7 +71,7 @@ def geometry(name: str, title: str, seen: Look, of_item: Mapping[str, str]) -> P
                 dots = {"c": COLOURS[number], "marker": MARKERS[number], "s": 22, "linewidths": 0, "alpha": 0.85}
                 ax.scatter(own[:, 0], own[:, 1], label=category, **dots)
             ax.set_title(f"t-SNE of {heading}")
-            _bare(ax)
+            bare(ax)
             ax.spines[:].set_visible(True)
         for ax, matrix, heading in ((third, brain, "embeddings"), (fourth, target, "target embeddings")):
             _matrix(ax, matrix, labels, names)
@@ -99,7 +99,7 @@ def _matrix(ax: Axes, matrix: Float64, labels: npt.NDArray[np.int64], names: Seq
     for start in starts[1:]:
         ax.axhline(start - 0.5, color="white", linewidth=0.8)
         ax.axvline(start - 0.5, color="white", linewidth=0.8)
-    _bare(ax)
+    bare(ax)
     ax.set_yticks((starts + np.append(starts[1:], len(labels)) - 1) / 2, names, fontsize=7.5)
     ax.tick_params(length=0)
 
@@ -208,7 +208,7 @@ def _tile(ax: Axes, item: Item, image: UInt8 | None, colour: str, note: str, *, 
         ax.text(0.5, 0.5, textwrap.fill(label, 12), ha="center", va="center", fontsize=8, transform=ax.transAxes)
     else:
         ax.imshow(image, interpolation="none")
-    _bare(ax)
+    bare(ax)
     ax.spines[:].set(visible=True, color=colour, linewidth=2.4)
     said = f"own · {note}" if mark else note
     below = said if image is None else f"{textwrap.fill(label, 16)}\n{said}"
@@ -258,7 +258,7 @@ def saliency_maps(
             )
             for ax, (content, cmap) in zip(row, stages, strict=True):
                 ax.imshow(content, cmap=cmap, interpolation="bilinear")
-                _bare(ax)
+                bare(ax)
             row[0].set_ylabel(textwrap.fill(item.label, 14), fontsize=8)
         headings = ("image", "rapid saliency", "saliency map", "as heat", "weighted image")
         for ax, heading in zip(grid[0], headings, strict=True):
@@ -268,7 +268,8 @@ def saliency_maps(
     return drawn(name, (_SHEET, 0.3 + 1.45 * len(images)), draw, f"Visual saliency extraction of {labels}.", caption)
 
 
-def _bare(ax: Axes) -> None:
+def bare(ax: Axes) -> None:
+    """Take away ticks, grid and frame."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(visible=False)

@@ -20,7 +20,7 @@ from ..experiment import Opened, open_test
 from ..progress import Report, silent
 from ..targets.saliency import Saliency
 from ..targets.store import Targets
-from . import figures, inside, tables, views
+from . import figures, inside, prompts, tables, views
 from .gather import DataSet, Entry, Gathered, Run, Variant, counts, gather
 from .page import Block, Document, Note, Picture, Section, Text, to_html, to_markdown
 
@@ -307,6 +307,7 @@ def _insides(
         _section("Geometry by category", [which, *geometries] if any(geometries) else []),
         _section("Channels", maps),
         _section("Retrieval cases", [which, *sheets] if sheets else []),
+        _section("Prompts", [_prompts(data, gathered, missing)]),
         _section("Saliency maps", [_saliency(data, gathered)]),
     ]
 
@@ -350,6 +351,19 @@ def _scalp(data: DataSet, variant: Variant, gathered: Gathered, missing: list[st
     if not found:
         return None
     return views.scalp(_slug(data.name, "channels", variant.title), variant.title, found, ch_names, _OCCLUSION)
+
+
+def _prompts(data: DataSet, gathered: Gathered, missing: list[str]) -> Picture | None:
+    """What prompts do to the test images, of the first variant that trains all of NeuroCLIP's or else some."""
+    found: list[tuple[int, Picture]] = []
+    for variant in data.variants:
+        chosen = median(variant)
+        test = _opened(chosen, gathered, missing) if chosen.run.meta.method == "neuroclip" else None
+        seen = test and prompts.look(test)
+        picture = seen and prompts.picture(_slug(data.name, "prompts"), variant.title, seen)
+        if seen and picture:
+            found.append((sum(part is None for part in (seen.filters, seen.instance, seen.shared)), picture))
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def _saliency(data: DataSet, gathered: Gathered) -> Picture | None:
