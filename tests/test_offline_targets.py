@@ -191,7 +191,7 @@ def test_unknown_encoder(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gabor@size=3", r"option 'size'; allowed: blur, vse"),
+        ("gabor@size=3", r"option 'size'; allowed: blur, vse, sketch"),
         ("pixels@size=many", r"options of pixels@size=many; got Expected `int`"),
         ("pixels@size=0", r"size; got 0"),
         ("gabor@blur=50", r"blur; got 50; allowed: low, medium, high"),
@@ -249,5 +249,5 @@ def test_every_kind_and_option_is_documented() -> None:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}{':' if kind.what else ''}"))
         for field in msgspec.structs.fields(kind.options):
             assert f"`{field.name}`" in row
-    for level in (*KERNELS, "@vse", "@blur"):
+    for level in (*KERNELS, "@vse", "@blur", "@sketch"):
         assert level in text

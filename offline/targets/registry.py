@@ -20,6 +20,7 @@ from .huggingface import Text, Vision, VisionOptions
 from .images import Images, UInt8
 from .openclip import ImageOptions, OpenClip, OpenClipText, TextTowerOptions
 from .saliency import Saliency, weighted
+from .sketch import Sketch, sketch
 from .store import Features, TargetEncoder
 from .text import Sentences, TextOptions
 from .tokens import TokenOptions, Tokens
@@ -75,6 +76,7 @@ KINDS: dict[str, Kind] = {
 }
 
 NAMES = tuple(f"{name}:{kind.what}" if kind.what else name for name, kind in KINDS.items())
+_CHANGES = ("blur", "vse", "sketch")  # of what an encoder of images sees
 _OPTIONS = re.compile(r"(?:@\w+(?:=[^@]*)?)*$")  # only at the end: a path may hold an @
 
 
@@ -122,9 +124,10 @@ def encoder(name: str, items: Sequence[Item], device: str = "cpu") -> TargetEnco
     """Make the target encoder ``name`` for ``items``.
 
     ``gabor``, ``open_clip:ViT-B-32/laion2b_s34b_b79k``, ``open_clip:RN50/openai@blur=medium``,
-    ``transformers:facebook/dinov2-base@layer=8@pool=mean``. Encoders of images take two options more, ``@blur`` (UBP: a
-    level of :data:`.blur.KERNELS`, or pixels) and ``@vse`` (NeuroAlign's saliency; ``@vse=gate:1,exponent:1`` changes
-    its constants), which change what they see. ``A+B`` puts features side by side.
+    ``transformers:facebook/dinov2-base@layer=8@pool=mean``. Encoders of images take three options more, which change
+    what they see: ``@blur`` (UBP: a level of :data:`.blur.KERNELS`, or pixels), ``@vse`` (NeuroAlign's saliency;
+    ``@vse=gate:1,exponent:1`` changes its constants) and ``@sketch`` (Thought2Text's; likewise).
+    ``A+B`` puts features side by side.
 
     Raises
     ------
@@ -140,8 +143,8 @@ def encoder(name: str, items: Sequence[Item], device: str = "cpu") -> TargetEnco
     if kind is None or bool(kind.what) != bool(what):
         raise ConfigError("target encoder", got=name, allowed=", ".join(NAMES))
     given = dict(one.partition("=")[::2] for one in ending[0].split("@")[1:])
-    changes = {key: given.pop(key) for key in ("blur", "vse") if kind.sees and key in given}
-    extra = ("blur", "vse") if kind.sees else ()
+    extra = _CHANGES if kind.sees else ()
+    changes = {key: given.pop(key) for key in extra if key in given}
     made = kind.make(what, _settings(name, kind.options, given, extra), items, device)
     for key, value in changes.items():
         made = _through(made, name, key, value)
@@ -161,6 +164,9 @@ def _through(made: TargetEncoder, name: str, key: str, value: str) -> TargetEnco
         blur = _settings(f"blur of {name}", Blur, kernel)
         return Through(made, lambda image: foveal(image, blur), {"blur": msgspec.to_builtins(blur)})
     constants = dict(one.partition(":")[::2] for one in value.split(",")) if value else {}
+    if key == "sketch":
+        drawn = _settings(f"sketch of {name}", Sketch, constants)
+        return Through(made, lambda image: sketch(image, drawn), {"sketch": msgspec.to_builtins(drawn)})
     chosen = _settings(f"vse of {name}", Saliency, constants)
     return Through(made, lambda image: weighted(image, chosen), {"vse": msgspec.to_builtins(chosen)})
 
