@@ -50,5 +50,5 @@ def sketch(image: UInt8, settings: Sketch) -> UInt8:
         from skimage.feature import canny
     except ImportError as error:
         raise missing("scikit-image", "judge") from error
-    edges = canny(rgb2gray(resize(image, settings.size)), sigma=settings.sigma)
+    edges = canny(rgb2gray(resize(image, settings.size)), sigma=settings.sigma)  # type: ignore[no-untyped-call]
     return np.repeat(edges[..., None], 3, axis=2).astype(np.uint8) * 255
