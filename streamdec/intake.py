@@ -23,6 +23,7 @@ from .signal.montage import interpolate_bad, map_channels
 from .signal.quality import Quality, QualitySettings, check_scale, robust_sd, unit_factor
 from .signal.rate import Rate
 from .signal.ring import Ring
+from .signal.scope import Scope
 from .signal.spec import Signal
 from .types import Chunk, ClockOffset, Connection, Ended, Epoch, Event, Float32, Marker, Onset, StreamInfo, StreamRole
 
@@ -129,6 +130,7 @@ class Intake:
         """The same samples before the filters, to judge the channels by."""
         self.epochs = Epochs(self.ring, self.rate, windows, settings.epochs)
         self.quality = Quality(self._present, settings.quality)
+        self.scope = Scope(self.ring, self._raw, self.rate, self.quality)
         self.markers = MarkerReader(settings.markers)
         self._latency = settings.markers.latency or 0.0
         self.trigger = self._trigger_reader()

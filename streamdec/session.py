@@ -37,6 +37,9 @@ class Outlet(Protocol):
     def publish(self, message: schema.AnyMessage, payloads: Sequence[Buffer] = ()) -> bytes:
         """Send, never wait; return the header as it went out."""
 
+    def wanted(self, topic: str) -> bool:
+        """Tell whether somebody wants ``topic``, one that is made on demand."""
+
     def serve(self) -> None:
         """Answer who asks for a snapshot, within a bounded time."""
 
@@ -67,6 +70,10 @@ class MemoryOutlet:
         """Keep the message."""
         self.messages.append(message)
         return b""
+
+    def wanted(self, topic: str) -> bool:
+        """Nobody does."""
+        return False
 
     def serve(self) -> None:
         """Nobody asks."""
@@ -130,6 +137,7 @@ class Session:
         self._ends: dict[Outcome, int] = dict.fromkeys(("decided", "rejected", "lost_data", "late", "cancelled"), 0)
         self._refused = {"ignored": 0, "duplicate": 0, "garbage": 0}
         self._markers = self._onsets = self._samples = self._unrecorded = self._gaps = 0
+        self._missed = 0  # decisions later than their budget
         self._now = -np.inf
         self._stats_due = -np.inf
         self._tape_broken = False
@@ -180,6 +188,8 @@ class Session:
                 self._publish(schema.Dropped(what="marker", text=output.text, reason=output.reason))
             else:
                 self._notice(output)
+        if self._outlet.wanted("signal"):
+            self._show()
         if event.arrival >= self._stats_due:
             self._stats_due = event.arrival + _STATS_EVERY
             self._second()
@@ -284,6 +294,7 @@ class Session:
         done = self._clock()
         if self._generation is not None and epoch.final:
             self._generation.ask(epoch, query, candidates)
+        self._missed += latency > self._budget
         add = self.telemetry.add
         add("wait", arrival - epoch.due)
         add("ready", ready - arrival)
@@ -304,6 +315,20 @@ class Session:
     def _say(self, messages: Sequence[Outgoing]) -> None:
         for message, payloads in messages:
             self._publish(message, payloads)
+
+    def _show(self) -> None:
+        """Publish the newest of the signal, past the recorder: it has what came in."""
+        scope = self.intake.scope
+        missing = dict.fromkeys(self.intake.map.missing, "missing")
+        for excerpt in scope():
+            message = schema.Signal(
+                time=excerpt.time,
+                sfreq=scope.sfreq,
+                ch_names=scope.ch_names,
+                bad={**excerpt.bad, **missing},
+                payloads=(schema.Payload(0, "signal", dtype="<f4", shape=excerpt.data.shape),),
+            )
+            self._outlet.publish(message, (excerpt.data,))
 
     def _second(self) -> None:
         self._stats()
@@ -329,6 +354,7 @@ class Session:
                 memory=resident_bytes(),
                 generation={} if generation is None else generation.account(),
                 workers={} if generation is None else generation.workers(),
+                missed=self._missed,
             )
         )
 

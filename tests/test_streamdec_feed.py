@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from feed_messages import collect, gallery, one_of_each, onset, retrieval, session, stats
+from feed_messages import collect, gallery, one_of_each, onset, retrieval, session, signal, stats
 
 from streamdec.access import make_keys
 from streamdec.errors import ConfigError, FeedError
@@ -495,3 +495,44 @@ class TestKeys:
             Publisher(FeedSettings(endpoint=FREE, keys=str(keys)), "s")
         with pytest.raises(ConfigError, match="key file"):
             Subscriber(keys=tmp_path)
+
+
+def test_what_is_made_on_demand_is_known_to_be_wanted(publish: Publish, subscribe: Subscribe) -> None:
+    publisher = publish()
+    publisher.publish(session("started"))
+    everything_else = subscribe(publisher)
+    collect(publisher, everything_else, count(1))
+    assert not publisher.wanted("signal")
+    first, second = (subscribe(publisher, ("signal", "onset")) for _ in range(2))
+    collect(publisher, first, lambda _: first.session == "s1" and publisher.wanted("signal"))
+    collect(publisher, second, lambda _: second.session == "s1")
+    publisher.publish(signal(), [np.arange(6, dtype=np.float32).reshape(2, 3)])
+    for feed in (first, second):
+        (received,) = collect(publisher, feed, count(1))
+        assert received.payloads[0].tolist() == [[0, 1, 2], [3, 4, 5]]  # type: ignore[union-attr]
+    first.close()
+    publisher.publish(onset())
+    collect(publisher, second, count(1))
+    assert publisher.wanted("signal")
+    second.close()
+    until = time.monotonic() + 10
+    while publisher.wanted("signal"):
+        assert time.monotonic() < until
+        publisher.serve()
+
+
+def test_floods_of_subscriptions_are_taken_in_step_by_step(publish: Publish) -> None:
+    publisher = publish()
+    with zmq.Context() as context, context.socket(zmq.SUB) as sub:
+        sub.connect(publisher.endpoint)
+        for i in range(900):  # libzmq holds 1000 for a connection to come
+            sub.subscribe(f"{i}")
+        sub.subscribe("")  # all there is
+        until = time.monotonic() + 10
+        while not publisher.wanted("signal"):
+            assert time.monotonic() < until
+            publisher.serve()
+        sub.unsubscribe("")
+        while publisher.wanted("signal"):
+            assert time.monotonic() < until
+            publisher.serve()

@@ -47,7 +47,7 @@ def test_every_part_is_in_the_reference(tool: ModuleType) -> None:
 
 
 def test_topics_are_those_of_the_messages() -> None:
-    assert {kind.__struct_config__.tag for kind in schema.AnyMessage.__args__} == set(schema.TOPICS)
+    assert {kind.__struct_config__.tag for kind in schema.AnyMessage.__args__} == {*schema.TOPICS, *schema.ON_DEMAND}
     assert set(schema.TOPICS) >= schema.IMAGE_TOPICS
 
 

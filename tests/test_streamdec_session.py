@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,10 +19,11 @@ from streamdec.decode.bundle import Bundle
 from streamdec.decode.evidence import EvidenceSettings
 from streamdec.errors import StreamMismatch
 from streamdec.feed import schema
+from streamdec.feed.publisher import Buffer
 from streamdec.feed.schema import Counts
 from streamdec.intake import IntakeSettings
-from streamdec.serve import engines, replay
-from streamdec.session import MemoryOutlet
+from streamdec.serve import engines, replay, session
+from streamdec.session import MemoryOutlet, run
 from streamdec.signal.spec import BandPass
 from streamdec.types import Chunk, Connection, Event, Marker, StreamInfo
 
@@ -304,3 +306,51 @@ def test_open_onsets_are_cancelled_at_the_end(bundle: Bundle) -> None:
     assert counts.cancelled > 0
     assert adds_up(counts)
     assert of(outlet, schema.Session)[-1].state == "ended"
+
+
+class Wanting(MemoryOutlet):
+    """An outlet with somebody who looks at the signal, and a tape that keeps what it is given."""
+
+    dropped, broken = 0, ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[np.ndarray] = []
+        self.taped: list[bytes] = []
+
+    def wanted(self, topic: str) -> bool:
+        return topic == "signal"
+
+    def publish(self, message: schema.AnyMessage, payloads: Sequence[Buffer] = ()) -> bytes:
+        super().publish(message)
+        if isinstance(message, schema.Signal):
+            self.shown.append(np.array(payloads[0]))
+        return message.topic.encode()
+
+    def event(self, event: Event) -> None:
+        pass
+
+    def message(self, header: bytes) -> None:
+        self.taped.append(header)
+
+
+@pytest.mark.parametrize("sizes", [[1], [7, 30], [100]])
+def test_the_signal_is_shown_to_who_wants_it_and_not_kept(bundle: Bundle, sizes: list[int]) -> None:
+    data, onsets, keys = presentation(10)
+    script = events(data, onsets, keys, itertools.cycle(sizes))
+    config, outlet = Config(), Wanting()
+    inlet = ScriptedInlet(script)
+    inlet.open(0.0)
+    played = session(bundle, inlet.eeg, outlet, config, engines(bundle, config), tape=outlet)
+    played.start(inlet.eeg, None)
+    run(inlet, played, lambda: False)
+    shown = of(outlet, schema.Signal)
+    assert {m.ch_names for m in shown} == {NAMES}
+    block = round(SFREQ / shown[0].sfreq)
+    whole = np.concatenate(outlet.shown, axis=1)
+    n = whole.shape[1] * block
+    assert data.shape[1] - n < SFREQ / 5
+    np.testing.assert_allclose(whole, data[:, :n].reshape(len(NAMES), -1, block).mean(axis=2), atol=1e-3)
+    assert b"retrieval" in outlet.taped
+    assert b"signal" not in outlet.taped
+    assert outlet.essence() == play(bundle, script)[0].essence()

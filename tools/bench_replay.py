@@ -75,6 +75,10 @@ class DigestOutlet:
         self.decided += isinstance(message, schema.Retrieval)
         return b""
 
+    def wanted(self, topic: str) -> bool:
+        """Nobody does."""
+        return False
+
     def serve(self) -> None:
         """Nobody asks."""
 

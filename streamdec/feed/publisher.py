@@ -2,7 +2,8 @@
 
 *Lanes.* Results and images leave by a PUB socket each, because a PUB socket has one high-water mark for all that it
 sends: 1000 results are some megabytes for a subscriber that does not read, 1000 images would be hundreds. A topic has
-one lane, so its order holds.
+one lane, so its order holds. That of the results is an XPUB socket, a PUB that tells what is subscribed to: whether
+anybody wants what is made on demand.
 
 *Snapshots* follow the Clone pattern (zguide, chapter 5), with the hole in it closed. A subscriber also subscribes to
 ``hello/<request>``, an id of its own, and sends ``["snapshot", request, topic, ...]`` from a DEALER socket. It gets the
@@ -33,7 +34,7 @@ import zmq
 from ..access import Doorman
 from ..errors import ConfigError, FeedError
 from . import address
-from .schema import IMAGE_TOPICS, AnyMessage, Session, SnapshotEnd
+from .schema import IMAGE_TOPICS, ON_DEMAND, AnyMessage, Session, SnapshotEnd
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.generic]
 _Frames: TypeAlias = tuple[bytes | zmq.Frame, ...]
@@ -42,6 +43,7 @@ _FAREWELL = 200  # ms that close() waits for the last messages to leave
 _MAX_REQUEST = 1024  # bytes of one frame of a request; the CURVE handshake has frames of 300
 _LARGE = 65_536  # bytes
 _TRIES = 32  # to find three free ports in a row
+_CHANGES = 64  # of subscriptions, taken in at a time
 
 
 class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,10 +108,11 @@ class Publisher:
         self._seqs: dict[str, int] = {}
         self._kept: dict[Hashable, _Frames] = {}
         self._more = False
+        self._on_demand: set[bytes] = set()  # subscriptions that some topic made on demand falls under
         self._context = zmq.Context(io_threads=1)
         try:
             self._doorman = Doorman(self._context, Path(settings.keys)) if settings.keys else None
-            self._results = self._open(zmq.PUB, settings.results_hwm)
+            self._results = self._open(zmq.XPUB, settings.results_hwm)
             self._images = self._open(zmq.PUB, settings.images_hwm)
             self._router = self._open(zmq.ROUTER, settings.results_hwm)
             self._router.maxmsgsize = _MAX_REQUEST
@@ -159,6 +162,10 @@ class Publisher:
         self._kept[slot] = frames
         return header if self._encoder is self._json else self._json.encode(message)
 
+    def wanted(self, topic: str) -> bool:
+        """Tell whether somebody subscribes to ``topic``, one made on demand, as of the last :meth:`serve`."""
+        return any(topic.encode().startswith(prefix) for prefix in self._on_demand)
+
     def serve(self) -> None:
         """Let new subscribers in and answer at most one of their requests. Call it once per packet; it never waits.
 
@@ -168,12 +175,12 @@ class Publisher:
             return
         if self._doorman is not None:
             self._doorman.admit()
-        for lane in (self._results, self._images):
-            _readable(lane)  # takes in new subscriptions, lets go of subscribers that left
+        _readable(self._images)  # takes in new subscriptions, lets go of subscribers that left
+        more = self._subscriptions()
         if _readable(self._router):
             self._answer(self._router.recv_multipart(zmq.NOBLOCK))
         # The descriptor of a libzmq socket tells of changes only, not of requests that still lie there.
-        self._more = _readable(self._router)
+        self._more = _readable(self._router) or more
 
     def close(self) -> None:
         """Send what is still queued, for 0.2 s at most, and let go of the ports. Idempotent."""
@@ -186,6 +193,16 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _subscriptions(self) -> bool:
+        """Take in some changes of what is subscribed to on the results' lane; tell whether there are more."""
+        for _ in range(_CHANGES):
+            if not _readable(self._results):
+                return False
+            change = self._results.recv(zmq.NOBLOCK)
+            if any(topic.encode().startswith(change[1:]) for topic in ON_DEMAND):
+                (self._on_demand.add if change[:1] == b"\x01" else self._on_demand.discard)(change[1:])
+        return True
 
     def _answer(self, frames: list[bytes]) -> None:
         peer, *question = frames

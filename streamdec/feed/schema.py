@@ -29,7 +29,7 @@ class Payload(msgspec.Struct, frozen=True):
     Attributes
     ----------
     frame : place among the payload frames, from 0.
-    kind : what it holds: an array (``embedding``) or an encoded picture (``image``).
+    kind : what it holds: an array (``embedding``, ``signal``) or an encoded picture (``image``).
     dtype : of an array: little-endian numpy code, such as "<f4".
     shape : of an array: its shape, in C order.
     media : of an image: its media type, such as "image/png".
@@ -37,7 +37,7 @@ class Payload(msgspec.Struct, frozen=True):
     """
 
     frame: int
-    kind: Literal["embedding", "image"]
+    kind: Literal["embedding", "signal", "image"]
     dtype: str = ""
     shape: tuple[int, ...] = ()
     media: str = ""
@@ -421,6 +421,7 @@ class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
     memory : bytes; resident memory of the process.
     generation : account by kind, "caption" and "reconstruction", of what is generated.
     workers : state by worker: "starting", "ready", "lost" (it may come back) or "failed".
+    missed : decisions later than their budget.
     """
 
     time: float
@@ -433,6 +434,7 @@ class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
     memory: int = 0
     generation: dict[str, Generation] = {}
     workers: dict[str, str] = {}
+    missed: int = 0
 
 
 class GalleryEntry(msgspec.Struct, frozen=True):
@@ -480,7 +482,30 @@ class SnapshotEnd(Message, frozen=True, kw_only=True, tag="end", tag_field="topi
     seqs: dict[str, int]
 
 
-AnyMessage: TypeAlias = Onset | Retrieval | Caption | Reconstruction | Epoch | Dropped | Session | Stats | Gallery
+class Signal(Message, frozen=True, kw_only=True, tag="signal", tag_field="topic"):
+    """Ten times a second, while somebody subscribes to it: the EEG behind the bundle's filters, to look at.
+
+    It is decimated by block averages. It is not recorded: the recording has what the amplifier sent.
+
+    Attributes
+    ----------
+    time : LSL clock; middle of the first block.
+    sfreq : Hz; blocks per second.
+    ch_names : channels, in the array's order.
+    bad : why a channel is not usable, by name: "nan", "flat", "railed", "noisy"; "missing" is not in the stream.
+    payloads : array (n_chans, n_times) float32, microvolt; NaN where samples are missing.
+    """
+
+    time: float
+    sfreq: float
+    ch_names: tuple[str, ...]
+    bad: dict[str, str] = {}
+    payloads: tuple[Payload, ...] = ()
+
+
+AnyMessage: TypeAlias = (
+    Onset | Retrieval | Caption | Reconstruction | Epoch | Dropped | Session | Stats | Gallery | Signal
+)
 TOPICS: tuple[str, ...] = (
     "onset",
     "retrieval",
@@ -492,6 +517,7 @@ TOPICS: tuple[str, ...] = (
     "stats",
     "gallery",
 )
+ON_DEMAND: tuple[str, ...] = ("signal",)  # published only while somebody subscribes to it
 IMAGE_TOPICS: frozenset[str] = frozenset({"gallery", "reconstruction"})  # on the images socket: few messages, large
 
 _UNTIMED = Timing(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, deadline_met=False)

@@ -24,7 +24,7 @@ import zmq
 from ..access import authenticate
 from ..errors import ConfigError, FeedError
 from . import address
-from .schema import TOPICS, Session, SnapshotEnd
+from .schema import ON_DEMAND, TOPICS, Session, SnapshotEnd
 from .wire import Received, TooNew, parse
 
 _LANES = 2
@@ -56,7 +56,7 @@ class Subscriber:
     endpoint : str
         Of the publisher: ``tcp://host:port`` of the results, or ``ipc://path``.
     topics : sequence of str
-        What to receive; all by default.
+        What to receive; by default all but those published on demand alone, ``signal``.
     timeout : float or None
         Seconds without a sign of the publisher after which iteration gives up; None waits for ever.
     keys : path, optional
@@ -95,9 +95,9 @@ class Subscriber:
         timeout: float | None = 10.0,
         keys: str | Path | None = None,
     ) -> None:
-        unknown = sorted(set(topics) - set(TOPICS))
+        unknown = sorted(set(topics) - set(TOPICS) - set(ON_DEMAND))
         if unknown or not topics:
-            raise ConfigError("feed topics", got=unknown or "none", allowed=", ".join(TOPICS))
+            raise ConfigError("feed topics", got=unknown or "none", allowed=", ".join((*TOPICS, *ON_DEMAND)))
         self.endpoint = endpoint
         self.timeout = timeout
         self.session = ""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FeedError
-from .schema import TOPICS, VERSION, AnyMessage, Payload, SnapshotEnd
+from .schema import ON_DEMAND, TOPICS, VERSION, AnyMessage, Payload, SnapshotEnd
 
 _DTYPE = re.compile(r"\|[bui]1|<[uif][248]")
 
@@ -83,7 +83,7 @@ def parse(frames: Sequence[bytes]) -> Received | SnapshotEnd | None:
             raise TooNew("feed version", got=head.version, allowed=f"up to {VERSION}", do="upgrade streamdec here")
         if head.topic != topic.decode("utf-8", "replace"):
             raise FeedError("feed message: topic frame and header differ", got=repr(topic), allowed=repr(head.topic))
-        if head.topic not in TOPICS and head.topic != "end":
+        if head.topic not in TOPICS and head.topic not in ON_DEMAND and head.topic != "end":
             return None
         message = (_JSON if is_json else _MSGPACK).decode(header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -62,6 +62,12 @@ def stats() -> schema.Stats:
     )
 
 
+def signal() -> schema.Signal:
+    """Three samples of two channels, to go with an array of shape (2, 3)."""
+    entry = schema.Payload(0, "signal", dtype="<f4", shape=(2, 3))
+    return schema.Signal(time=3.0, sfreq=100.0, ch_names=("Oz", "Pz"), bad={"Pz": "flat"}, payloads=(entry,))
+
+
 def caption(key: str = "a", **changes: object) -> schema.Caption:
     return schema.Caption(**(_generated(key) | {"tier": "llm", "text": f"a {key} on grey"} | changes))  # type: ignore[arg-type]
 
