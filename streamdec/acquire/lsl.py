@@ -515,6 +515,61 @@ class LslInlet:
         link.seek()
 
 
+class LslMarkers:
+    """A marker stream alone, for programs that take no EEG in.
+
+    Parameters
+    ----------
+    query : StreamQuery
+        Which one. It is looked for until it is there, and again whenever it is lost.
+
+    Raises
+    ------
+    ConfigError
+        The query is none.
+    """
+
+    def __init__(self, query: StreamQuery) -> None:
+        query.xpath()
+        self._link = _Link("markers", query, 360.0)
+        self._offset = 0.0
+        self._link.seek()
+
+    def pull(self) -> list[Marker]:
+        """Take what has come, stamped on the LSL clock by the offset measured at the connection; never waits.
+
+        Raises
+        ------
+        StreamAmbiguous
+            Several streams match.
+        """
+        link = self._link
+        while not link.news.empty():
+            item = link.news.get()
+            if isinstance(item, StreamdecError):
+                raise item
+            if isinstance(item, _Contact):
+                link.adopt(item)
+            elif isinstance(item, _Offset):
+                link.measured, self._offset = item.measured, item.value
+            elif isinstance(item, _Refusal):
+                link.drop()
+        if not link.ready:
+            return []
+        try:
+            rows, stamps = link.inlet.pull_chunk(0.0, _MAX_MARKERS, as_numpy=True)
+        except LostError:
+            link.drop()
+            link.seek()
+            return []
+        now, stamps = local_clock(), stamps + self._offset
+        return [Marker(_text(row), stamp, now) for row, stamp in zip(rows.tolist(), stamps.tolist(), strict=True)]
+
+    def close(self) -> None:
+        """Let go of the stream. Idempotent."""
+        self._link.close()
+
+
 def _text(values: list[Any]) -> str:
     """Text of one marker; several channels are joined by commas. Bytes that are no UTF-8 are replaced."""
     return ",".join(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values)

@@ -29,6 +29,46 @@ from .schedule import TARGET, Schedule
 from .world import Split, World
 
 
+class Electrodes:
+    """What is measured while images come on: responses, which may overlap, plus noise.
+
+    Parameters
+    ----------
+    subject : Subject
+    noise : Noise, optional
+        Goes on from where it is; none is added when omitted.
+    ahead : int
+        How many samples ahead of the next one a response may begin.
+
+    Attributes
+    ----------
+    position : int
+        Samples read so far.
+    """
+
+    def __init__(self, subject: Subject, noise: Noise | None = None, *, ahead: int) -> None:
+        self.position = 0
+        self._noise = noise
+        self._ahead = np.zeros((len(CH_NAMES), subject.n_times + ahead), np.float32)
+
+    def respond(self, response: Float32, sample: int) -> None:
+        """Add a response (63, n_times) that begins at ``sample``; what of it was read already is not changed."""
+        start = sample - self.position
+        if start < 0:
+            response, start = response[:, -start:], 0
+        self._ahead[:, start : start + response.shape[1]] += response
+
+    def read(self, n: int) -> Float32:
+        """Go on by ``n`` samples, at most ``ahead``: (63, n) float32, microvolt, referenced to Fz; a fresh array."""
+        out = self._ahead[:, :n].copy()
+        if self._noise is not None:
+            out += self._noise.chunk(n)
+        self._ahead[:, :-n] = self._ahead[:, n:].copy()
+        self._ahead[:, -n:] = 0
+        self.position += n
+        return out
+
+
 class Subject:
     """Somebody who looks at the images of a world.
 
@@ -45,6 +85,11 @@ class Subject:
         real ones are. Above 1 small data sets show what big ones would.
     shared : float
         How much of what its sources respond to is everybody's, see :class:`.forward.Forward`.
+
+    Attributes
+    ----------
+    n_times : int
+        Samples of a response.
     """
 
     ch_names = CH_NAMES
@@ -63,6 +108,7 @@ class Subject:
         self._distinctness = np.float32(distinctness)
         self.sfreq = sfreq
         self._forward = Forward(seed, sfreq, shared=shared)
+        self.n_times = self._forward.n_times
         self._moments: dict[Split, Float32] = {}
 
     def evoked(self, split: Split, images: Sequence[int]) -> Float32:
@@ -97,23 +143,23 @@ class Subject:
             raise ConfigError(
                 "schedule's rate", got=f"{schedule.sfreq:g} Hz", allowed=f"{self.sfreq:g} Hz, the subject's"
             )
-        moments = self._all_moments(schedule.split)
-        n_response = self._forward.n_times
-        ahead = np.zeros((len(CH_NAMES), n_response + chunk), np.float32)
+        electrodes = Electrodes(self, noise, ahead=chunk)
         shown = 0
         for first in range(0, schedule.n_times, chunk):
             n = min(chunk, schedule.n_times - first)
             while shown < len(schedule.samples) and schedule.samples[shown] < first + n:
-                code, start = schedule.codes[shown], schedule.samples[shown] - first
-                row = self._forward.mean_moments if code == TARGET else moments[code - 1]
-                ahead[:, start : start + n_response] += self._forward.evoked(row)
+                response = self.response(schedule.split, int(schedule.codes[shown]))
+                electrodes.respond(response, int(schedule.samples[shown]))
                 shown += 1
-            out = ahead[:, :n].copy()
-            if noise is not None:
-                out += noise.chunk(n)
-            yield out
-            ahead[:, :-n] = ahead[:, n:].copy()
-            ahead[:, -n:] = 0
+            yield electrodes.read(n)
+
+    def response(self, split: Split, code: int) -> Float32:
+        """Give the noise-free response to an image, by its 1-based code; to any other than the world's for TARGET.
+
+        (63, n_times) float32, microvolt, from the onset on.
+        """
+        moments = self._all_moments(split)
+        return self._forward.evoked(self._forward.mean_moments if code == TARGET else moments[code - 1])
 
     def _all_moments(self, split: Split) -> Float32:
         if split not in self._moments:
