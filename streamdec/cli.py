@@ -61,7 +61,10 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, help="TOML config; see configs/README.md")
     serve.add_argument("--eeg", metavar="QUERY", help=f"EEG stream: {_QUERY}")
     serve.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
-    serve.add_argument("--record", type=Path, metavar="FILE.xdf", help="record what comes in and goes out")
+    serve.add_argument(
+        "--record", type=Path, metavar="DIR", help="record what comes in and goes out, in a new folder inside DIR"
+    )
+    serve.add_argument("--log-json", action="store_true", help="say everything as JSON, one object a line")
     serve.add_argument(
         "--generator", type=Path, metavar="FOLDER", help="make captions and pictures with this generator"
     )
@@ -180,9 +183,10 @@ def _query(text: str, kind: Any) -> Any:
 
 def _serve(options: argparse.Namespace) -> int:
     from .serve import serve
+    from .sessions.log import Console, Log
 
-    counts = serve(_config(options), _say)
-    _say(account(counts))
+    log = Log(Console(as_json=options.log_json))
+    log.say(account(serve(_config(options), log)))
     return 0
 
 

@@ -64,8 +64,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole live side: one table per part.
 
-    ``bundle``, ``record`` (what to write), ``feed.keys``, ``engine.cache``, ``generate.generator``, ``generate.keys``
-    and ``generate.costs`` are relative to the config's folder.
+    ``record`` a folder, in which each session is recorded in one of its own. It and ``bundle``, ``feed.keys``,
+    ``engine.cache``, ``generate.generator``, ``generate.keys`` and ``generate.costs`` are relative to the config's
+    folder.
     """
 
     bundle: str = ""

@@ -196,7 +196,8 @@ def _rehearse(bundle: Bundle, config: Config) -> Iterator[Finding]:
 
 
 def _disk(path: Path, inlet: Inlet) -> Iterator[Finding]:
-    free = shutil.disk_usage(path.parent if path.parent.is_dir() else Path()).free
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
     hour = inlet.eeg.n_chans * inlet.eeg.sfreq * 4 * _HOUR_BYTES
     level: Literal["ok", "warning"] = "ok" if free > 2 * hour else "warning"
-    yield Finding(level, f"disk: {free / 1e9:.1f} GB free at {path.parent}, an hour takes {hour / 1e9:.1f} GB")
+    yield Finding(level, f"disk: {free / 1e9:.1f} GB free at {there}, an hour takes {hour / 1e9:.1f} GB")

@@ -12,10 +12,8 @@ from types import FrameType
 
 import msgspec
 
-from . import __version__
 from .acquire.inlet import Inlet
 from .acquire.lsl import LslInlet, local_clock
-from .acquire.record import Recorder
 from .config import Config
 from .decode import bundle as bundles
 from .decode.bundle import Bundle
@@ -30,6 +28,8 @@ from .feed.schema import Counts
 from .generation import BUDGETS, Generation
 from .intake import Intake, IntakeSettings
 from .session import MemoryOutlet, Outlet, Session, Tape, run
+from .sessions.log import Log
+from .sessions.minutes import Kept, Minutes
 from .types import StreamInfo
 
 
@@ -167,28 +167,27 @@ def generate(
     return Generation(client, budgets, clock), missing
 
 
-def serve(config: Config, ready: Callable[[str], None]) -> Counts:
+def serve(config: Config, log: Log) -> Counts:
     """Serve until SIGINT or SIGTERM; return the account.
 
     Parameters
     ----------
     config : Config
-    ready : callable
-        Told in one line each what was found and when the session is ready.
+    log : Log
+        Told what was found, when the session is ready, and what changes while it runs.
     """
     bundle = open_bundle(config)
     if bundle.manifest.calibrated is not None:
         ready(f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}")
     warnings = list(filter(None, [drift_warning(bundle)]))
     encoders = engines(bundle, config, warnings.append)
-    for warning in warnings:
-        ready(warning)
-    session_id = uuid.uuid4().hex
+    log.session = session_id = uuid.uuid4().hex
     with ExitStack() as stack:
         stopped = stack.enter_context(until_signal())
-        outlet = Publisher(config.feed, session_id)
-        stack.callback(outlet.close)
-        generating = generate(bundle, config, stack, ready)
+        publisher = Publisher(config.feed, session_id)
+        stack.callback(publisher.close)
+        outlet = Minutes(publisher, log)
+        generating = generate(bundle, config, stack, log.say)
         if generating is not None:
             warnings += generating[1]
         inlet = LslInlet(
@@ -196,13 +195,22 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
         )
         stack.callback(inlet.close)
         inlet.open(config.inlet.wait or float("inf"))
-        tape: Recorder | None = None
+        kept: Kept | None = None
         if config.record:
-            about = {"streamdec": __version__, "bundle": bundle.hash, "config": msgspec.to_builtins(config)}
-            description = msgspec.json.encode(about).decode()
-            tape = Recorder(Path(config.record), inlet.eeg, inlet.markers, session_id, description)
-            stack.callback(tape.close, 2.0)
-        live = session(bundle, inlet.eeg, outlet, config, encoders, tape=tape, generation=generating and generating[0])
+            as_json = msgspec.json.encode(config)
+            kept = Kept(
+                Path(config.record), session_id, bundle, inlet.eeg, inlet.markers, as_json, outlet, log, local_clock
+            )
+            stack.callback(kept.close)
+        live = session(
+            bundle,
+            inlet.eeg,
+            outlet,
+            config,
+            encoders,
+            tape=None if kept is None else kept.recorder,
+            generation=generating and generating[0],
+        )
         # What lives now lives until the end: keep the collector from walking through it in the loop.
         gc.collect()
         gc.freeze()
@@ -210,7 +218,9 @@ def serve(config: Config, ready: Callable[[str], None]) -> Counts:
             live.start(inlet.eeg, inlet.markers)
             for warning in warnings:
                 live.warn(warning)
-            ready(f"feed at {outlet.endpoint}")
+            log.say(f"feed at {publisher.endpoint}")
+            if kept is not None:
+                log.say(f"recording to {kept.path}")
             reason = run(inlet, live, stopped)
         except (StreamdecError, KeyboardInterrupt) as error:
             live.close(str(error) or "stopped")

@@ -169,10 +169,10 @@ def test_a_signal_while_it_looks_for_streams(tmp_path: Path, bundle: Path) -> No
 
 @pytest.mark.slow
 def test_a_session_with_faults_replays_to_the_same_results(tmp_path: Path, bundle: Path, plan: Plan) -> None:
-    path, results = tmp_path / "session.xdf", tmp_path / "results.jsonl"
+    results = tmp_path / "results.jsonl"
     with ExitStack() as stack:
         feeder = stack.enter_context(Feeder(plan))
-        serving = stack.enter_context(Serving(bundle, *streams(plan), "--record", path))
+        serving = stack.enter_context(Serving(bundle, *streams(plan), "--record", tmp_path / "sessions"))
         serving.fresh(2)
         feeder.do("lose", 5)
         serving.session("gap", "eeg")
@@ -189,6 +189,7 @@ def test_a_session_with_faults_replays_to_the_same_results(tmp_path: Path, bundl
     assert bye.counts is not None
     assert bye.counts.unrecorded == 0
     assert min(bye.counts.decided, bye.counts.lost_data, bye.counts.duplicate, bye.counts.cancelled) > 0
+    (path,) = (tmp_path / "sessions").iterdir()
     replayed = streamdec("replay", path, "--bundle", bundle, "--verify", "--output", results)
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     assert "the same as recorded" in replayed.stdout
@@ -198,14 +199,15 @@ def test_a_session_with_faults_replays_to_the_same_results(tmp_path: Path, bundl
 
 
 def test_kill_9_leaves_a_recording_to_the_last_second(tmp_path: Path, bundle: Path, plan: Plan) -> None:
-    path, results = tmp_path / "session.xdf", tmp_path / "results.jsonl"
-    with Feeder(plan), Serving(bundle, *streams(plan), "--record", path) as serving:
+    results = tmp_path / "results.jsonl"
+    with Feeder(plan), Serving(bundle, *streams(plan), "--record", tmp_path / "sessions") as serving:
         seen = serving.fresh(8)
         recorder = recorder_of(serving)
         killed = local_clock()
         serving.process.kill()
         recorder.wait(20)
-    loaded, _ = pyxdf.load_xdf(str(path))
+    (path,) = (tmp_path / "sessions").iterdir()
+    loaded, _ = pyxdf.load_xdf(str(path / "streams.xdf"))
     eeg = next(stream for stream in loaded if stream["info"]["name"] == [plan.name])
     assert eeg["time_stamps"][-1] > killed - 1.0
     assert read(path).problems == ()
@@ -223,7 +225,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path | None]:
     """A disk with room for a second or two; None where none may be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
     mounted = sys.platform == "linux" and subprocess.run(mount, capture_output=True, check=False).returncode == 0
     yield disk if mounted else None
     if mounted:
@@ -233,17 +235,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path | None]:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs or prlimit")
 def test_full_disk(tmp_path: Path, small_disk: Path | None, bundle: Path, plan: Plan) -> None:
     """The session goes on, says so, and what is on the disk is whole."""
-    path = (small_disk or tmp_path) / "session.xdf"
-    with Feeder(plan), Serving(bundle, *streams(plan), "--record", path) as serving:
+    sessions = (small_disk or tmp_path) / "sessions"
+    with Feeder(plan), Serving(bundle, *streams(plan), "--record", sessions) as serving:
         if small_disk is None:
             resource.prlimit(recorder_of(serving).pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
         broken = serving.session("unrecorded")
-        assert "session.xdf" in broken.reason
+        assert "streams.xdf" in broken.reason
         serving.fresh(5)
         bye, code, _ = serving.stop()
     assert code == 0
     assert bye.counts is not None
     assert bye.counts.unrecorded > 0
+    (path,) = sessions.iterdir()
     recording = read(path)
     assert recording.problems == ()
     assert np.isfinite(recording.streams[0].data).all()

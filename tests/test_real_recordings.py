@@ -299,11 +299,12 @@ def test_a_session_replays_to_what_it_published(eeglab: Path, tmp_path: Path) ->
     config.write_text(
         'inlet.eeg.name = "eeglab_data"\ninlet.markers.name = "eeglab_data-annotations"\n', encoding="utf-8"
     )
-    session = tmp_path / "session.xdf"
-    with playing(eeglab, "--to", seconds), Serving(made, "--config", config, "--record", session) as serving:
+    sessions = tmp_path / "sessions"
+    with playing(eeglab, "--to", seconds), Serving(made, "--config", config, "--record", sessions) as serving:
         serving.session("lost", "eeg")
         bye, status, errors = serving.stop()
     assert (status, errors) == (0, "")
+    (session,) = sessions.iterdir()
     again = replayed(session, made, tmp_path / "again", "--config", config, "--verify")
     source = replayed(eeglab, made, tmp_path / "source", "--config", config, "--to", seconds)
     assert bye.counts == again.counts

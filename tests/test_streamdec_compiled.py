@@ -27,6 +27,7 @@ from streamdec.decode.manifest import Parity
 from streamdec.errors import ConfigError, EngineError
 from streamdec.serve import engines
 from streamdec.session import MemoryOutlet
+from streamdec.sessions.log import Line, Log
 from streamdec.types import Float32
 
 PACKAGE = b"what AOTInductor packed"
@@ -196,14 +197,16 @@ def test_serve_says_it_and_goes_on(tmp_path: Path, bundle: Bundle, monkeypatch: 
     monkeypatch.setattr(outlet, "endpoint", "nowhere", raising=False)
     monkeypatch.setattr(serve, "LslInlet", lambda *_, **__: small_bundle.ScriptedInlet(script))
     monkeypatch.setattr(serve, "Publisher", lambda *_: outlet)
-    said: list[str] = []
+    said: list[Line] = []
     config = msgspec.structs.replace(settings(tmp_path / "cache"), bundle=str(bundle.path))
-    counts = serve.serve(config, said.append)
+    counts = serve.serve(config, Log(said.append))
     gc.unfreeze()
     assert counts.decided == 3
-    assert "ONNX on the CPU instead" in said[0]
+    (warned,) = (line for line in said if line.level == "warning")
+    assert "ONNX on the CPU instead" in warned.text
     started, _, warning = (message for message in outlet.messages[:3])
-    assert (started.state, warning.state, warning.stream, warning.reason) == ("started", "warning", "", said[0])
+    assert (started.state, warning.state, warning.stream) == ("started", "warning", "")
+    assert warning.reason.startswith(warned.text)
 
 
 def test_doctor_warns(tmp_path: Path, bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event as Flag
 from types import SimpleNamespace
@@ -92,9 +92,17 @@ def finished(path: Path) -> bool:
 class Inline:
     """The recording process, run in this one when the recorder closes."""
 
-    def __init__(self, handle: str, path: Path, n_chans: int, has_markers: bool, inherit: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        handle: str,
+        path: Path,
+        n_chans: int,
+        has_markers: bool,
+        beside: Sequence[str],
+        inherit: tuple[int, ...],
+    ) -> None:
         size = handle.partition(":")[2]
-        self._args = Spool.attach(f"{os.dup(inherit[0])}:{size}"), path, n_chans, has_markers
+        self._args = Spool.attach(f"{os.dup(inherit[0])}:{size}"), path, n_chans, has_markers, beside
         self.stdin = SimpleNamespace(close=lambda: None)
 
     def poll(self) -> int | None:
@@ -187,6 +195,28 @@ def test_other_tools_open_it(recorder: Recorder, path: Path) -> None:
     assert feed["time_series"] == []
     assert eeg["footer"]["info"]["sample_count"] == ["125"]
     assert eeg["info"]["desc"][0]["channels"][0]["channel"][0]["label"] == ["Fz"]
+
+
+def test_lines_go_into_the_files_beside_it(path: Path) -> None:
+    """In order, whatever lies between them, and up to the last."""
+    with Recorder(path, EEG, MARKERS, beside=("log", "table")) as recorder:
+        for k, event in enumerate(a_session()):
+            recorder.event(event)
+            recorder.line(k % 2, f"{k}\n".encode())
+        n = k + 1
+    assert (path.parent / "log").read_text().split() == [str(k) for k in range(0, n, 2)]
+    assert (path.parent / "table").read_text().split() == [str(k) for k in range(1, n, 2)]
+    assert_replays(path, a_session())
+
+
+def test_the_recording_is_locked_while_it_is_written(recorder: Recorder, path: Path) -> None:
+    def free() -> bool:
+        with path.open("rb") as file:
+            return record_worker.lock(file.fileno())
+
+    until(lambda: not free())
+    recorder.close()
+    assert free()
 
 
 def test_reused_buffers_are_copied(recorder: Recorder, path: Path) -> None:

@@ -3,7 +3,7 @@
 The loop copies each event into shared memory and goes on. The process appends it, about a tenth of a second later, to
 an XDF file that any tool opens: the streams with their headers and raw stamps, clock offsets, and :mod:`.journal`'s two
 streams, from which the session can be played again exactly. It ends when the loop closes it or dies, and finishes the
-file first.
+file first. Lines that belong beside it, such as a log, go the same way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,13 +41,15 @@ class Recorder:
         Its id.
     description : str
         JSON of what one needs to run it again: config, bundle, versions.
+    beside : sequence of str
+        Names of text files in the same folder, to which :meth:`line` appends.
     buffer_bytes : int
         How much waits in memory while the disk is slow. 64 MiB hold four minutes of 63 channels at 1 kHz.
 
     Attributes
     ----------
     dropped : int
-        Events and messages that could not be taken: the memory was full, or the recording is broken.
+        Events, messages and lines that could not be taken: the memory was full, or the recording is broken.
 
     Raises
     ------
@@ -61,6 +64,7 @@ class Recorder:
         markers: StreamInfo | None,
         session: str = "",
         description: str = "{}",
+        beside: Sequence[str] = (),
         buffer_bytes: int = 64 << 20,
     ) -> None:
         self.path = Path(path)
@@ -72,7 +76,7 @@ class Recorder:
         self._begin(eeg, markers, session, description)
         self._spool, handle, inherit = Spool.create(buffer_bytes)
         try:
-            self._process = _start(handle, self.path, eeg.n_chans, self._has_markers, inherit)
+            self._process = _start(handle, self.path, eeg.n_chans, self._has_markers, beside, inherit)
         finally:
             for descriptor in inherit:
                 os.close(descriptor)
@@ -112,6 +116,10 @@ class Recorder:
     def message(self, header: bytes) -> None:
         """Record the header of a published message, as it went out: JSON or msgpack."""
         self._put(record_worker.MESSAGE, header)
+
+    def line(self, number: int, text: bytes) -> None:
+        """Append to the file with this place in ``beside``; ``text`` ends its line itself."""
+        self._put(record_worker.LINE + number, text)
 
     def close(self, timeout: float = 2.0) -> None:
         """Let the process write what waits, finish the file and end; kill it after ``timeout`` seconds. Idempotent."""
@@ -175,7 +183,7 @@ def _log_header(name: str, kind: str, head: str) -> str:
 
 
 def _start(
-    handle: str, path: Path, n_chans: int, has_markers: bool, inherit: tuple[int, ...]
+    handle: str, path: Path, n_chans: int, has_markers: bool, beside: Sequence[str], inherit: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
     """Start the recording process: a plain interpreter that imports nothing of the loop, in a session of its own.
 
@@ -192,6 +200,7 @@ def _start(
             str(path.resolve()),
             str(n_chans),
             str(int(has_markers)),
+            *beside,
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -22,9 +22,11 @@ from . import journal, xdf
 from .spool import Spool
 
 # Kinds of records in the spool, and what stands before their bytes.
-CHUNK, MARKER, ENTRY, MESSAGE = 1, 2, 3, 4
+CHUNK, MARKER, ENTRY, MESSAGE, LINE = 1, 2, 3, 4, 5
 CHUNK_HEAD = struct.Struct("<dq")  # arrival, n_times; then stamps, then samples of (n_times, n_chans) float32
 MARKER_HEAD = struct.Struct("<dd")  # arrival, stamp; then UTF-8
+
+# LINE is a line for the first file beside the recording, LINE + 1 for the second, and so on.
 
 # Stream ids in the file.
 EEG, MARKERS, EVENTS, FEED = 1, 2, 3, 4
@@ -32,6 +34,7 @@ EEG, MARKERS, EVENTS, FEED = 1, 2, 3, 4
 _PERIOD = 0.05  # seconds between two looks into the spool
 _BATCH = 4 << 20  # bytes turned into chunks at a time
 _BOUNDARY_EVERY = 10.0  # seconds, as LabRecorder
+_SYNC_EVERY = 1.0  # seconds until what was written is on the disk, whatever happens to the machine
 
 
 class Writer:
@@ -79,7 +82,7 @@ class Writer:
                     self._now = entry.arrival
                 if isinstance(entry, journal.Offset):
                     offsets.append(self._offset(entry))
-            else:
+            elif kind == MESSAGE:
                 messages.append((self._now, _as_json(content)))
         return b"".join(
             (
@@ -145,6 +148,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
         self._size = self._file.tell()
+        lock(self._file.fileno(), wait=True)  # who only asks gives it back at once
 
     def append(self, data: bytes) -> None:
         """Write all of ``data``, or, when the disk is full, nothing of it, and raise OSError."""
@@ -157,9 +161,31 @@ class _File:
             raise
         self._size += len(data)
 
-    def close(self) -> None:
+    def sync(self) -> None:
+        """Wait until it is on the disk."""
         os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.sync()
         self._file.close()
+
+
+def lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Hold a file until its holder closes it or is gone; return whether it is held now.
+
+    Where files cannot be locked this does nothing, and returns True.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _as_json(header: memoryview) -> bytes:
@@ -172,15 +198,20 @@ def _as_json(header: memoryview) -> bytes:
         return msgspec.json.encode(bytes(header))  # base64: no message of ours, but not lost
 
 
-def run(spool: Spool, path: Path, n_chans: int, has_markers: bool, ended: threading.Event) -> int:
-    """Move records from the spool to the file until ``ended`` is set; return the process's exit status.
+def run(
+    spool: Spool, path: Path, n_chans: int, has_markers: bool, beside: Sequence[str], ended: threading.Event
+) -> int:
+    """Move records from the spool to the files until ``ended`` is set; return the process's exit status.
 
     When the disk is full the file is left whole, the loop is told why, and what comes after is thrown away.
     """
     writer = Writer(n_chans, has_markers)
     boundary_due = time.monotonic() + _BOUNDARY_EVERY
+    sync_due = time.monotonic() + _SYNC_EVERY
     try:
         file = _File(path)
+        others = {LINE + n: _File(path.with_name(name)) for n, name in enumerate(beside)}
+        files = (file, *others.values())
         final, head, dropped = False, spool.head, 0
         while not final:
             final = ended.wait(_PERIOD)
@@ -188,6 +219,8 @@ def run(spool: Spool, path: Path, n_chans: int, has_markers: bool, ended: thread
             until, head = head, spool.head
             while records := spool.peek(head if final else until, _BATCH):
                 file.append(writer.chunks(records))
+                for kind, other in others.items():
+                    other.append(b"".join(content for its, content in records if its == kind))
                 spool.release()
             if spool.dropped > dropped:
                 lost, dropped = spool.dropped - dropped, spool.dropped
@@ -195,8 +228,13 @@ def run(spool: Spool, path: Path, n_chans: int, has_markers: bool, ended: thread
             if time.monotonic() >= boundary_due:
                 boundary_due = time.monotonic() + _BOUNDARY_EVERY
                 file.append(xdf.boundary())
+            if time.monotonic() >= sync_due:
+                for each in files:
+                    each.sync()
+                sync_due = time.monotonic() + _SYNC_EVERY
         file.append(writer.footers())
-        file.close()
+        for each in files:
+            each.close()
     except OSError as error:
         spool.fail(f"{path}: {error.strerror}")
         ended.wait()
@@ -205,9 +243,12 @@ def run(spool: Spool, path: Path, n_chans: int, has_markers: bool, ended: thread
 
 
 def main() -> int:
-    """Run as ``python -m streamdec.acquire.record_worker HANDLE FILE N_CHANS HAS_MARKERS``, until stdin ends."""
+    """Run as ``python -m streamdec.acquire.record_worker HANDLE FILE N_CHANS HAS_MARKERS [BESIDE ...]``.
+
+    It goes on until stdin ends.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    handle, path, n_chans, has_markers = sys.argv[1:]
+    handle, path, n_chans, has_markers, *beside = sys.argv[1:]
     ended = threading.Event()
 
     def watch() -> None:
@@ -215,7 +256,7 @@ def main() -> int:
         ended.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    return run(Spool.attach(handle), Path(path), int(n_chans), has_markers == "1", ended)
+    return run(Spool.attach(handle), Path(path), int(n_chans), has_markers == "1", beside, ended)
 
 
 if __name__ == "__main__":

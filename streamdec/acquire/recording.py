@@ -16,6 +16,9 @@ from ..types import Chunk, Event, Float64, Marker, StreamInfo
 from . import journal, xdf
 from .safe_npy import read_npy
 
+STREAMS = "streams.xdf"
+"""The recording in a session's folder."""
+
 _BLOCK = 1 << 16  # samples converted at a time
 
 
@@ -182,9 +185,9 @@ def read(path: Path | str) -> Recording:
     Parameters
     ----------
     path : Path or str
-        XDF (.xdf, .xdfz, .xdf.gz); a raw THINGS-EEG2 dictionary (.npy); FIF, BrainVision, EDF, BDF, EEGLAB and
-        everything else that mne reads, with the ``recordings`` extra. Volts become microvolts, annotations a marker
-        stream.
+        The folder of a session; XDF (.xdf, .xdfz, .xdf.gz); a raw THINGS-EEG2 dictionary (.npy); FIF, BrainVision,
+        EDF, BDF, EEGLAB and everything else that mne reads, with the ``recordings`` extra. Volts become microvolts,
+        annotations a marker stream.
 
     Raises
     ------
@@ -195,6 +198,8 @@ def read(path: Path | str) -> Recording:
     path = Path(path)
     if not path.exists():
         raise RecordingError(f"no recording at {path}")
+    if (path / STREAMS).is_file():
+        return _read_xdf(path / STREAMS)
     name = path.name.lower()
     if name.endswith((".xdf", ".xdfz", ".xdf.gz")):
         return _read_xdf(path)
