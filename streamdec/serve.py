@@ -178,7 +178,7 @@ def serve(config: Config, log: Log) -> Counts:
     """
     bundle = open_bundle(config)
     if bundle.manifest.calibrated is not None:
-        ready(f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}")
+        log.say(f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}")
     warnings = list(filter(None, [drift_warning(bundle)]))
     encoders = engines(bundle, config, warnings.append)
     log.session = session_id = uuid.uuid4().hex

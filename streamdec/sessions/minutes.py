@@ -60,6 +60,10 @@ class Minutes:
             self._row(events.line(events.row(*end, self._start)))
         return header
 
+    def wanted(self, topic: str) -> bool:
+        """Pass it on."""
+        return self._outlet.wanted(topic)
+
     def serve(self) -> None:
         """Pass it on."""
         self._outlet.serve()
