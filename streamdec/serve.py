@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import signal
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
@@ -30,6 +28,7 @@ from .intake import Intake, IntakeSettings
 from .session import MemoryOutlet, Outlet, Session, Tape, run
 from .sessions.log import Log
 from .sessions.minutes import Kept, Minutes
+from .stop import until_signal as until_signal
 from .types import StreamInfo
 
 
@@ -237,31 +236,3 @@ def replay(config: Config, inlet: Inlet, bundle: Bundle, encoders: dict[float, E
         played.start(inlet.eeg, inlet.markers)
         reason = run(inlet, played, lambda: False)
         return outlet, played.close(reason)
-
-
-@contextmanager
-def until_signal() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGINT and SIGTERM set a flag that the yielded function reads.
-
-    Before it is first called nobody looks, for as long as it takes to find a stream: until then they raise
-    KeyboardInterrupt.
-    """
-    signalled = asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal signalled
-        signalled = True
-        if not asked:
-            raise KeyboardInterrupt
-
-    def stopped() -> bool:
-        nonlocal asked
-        asked = True
-        return signalled
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
