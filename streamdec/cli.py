@@ -18,6 +18,7 @@ import msgspec
 from . import __version__
 from .errors import ConfigError, StreamdecError
 from .present import cli as present_cli
+from .relay import cli as relay_cli
 
 _QUERY = "key=value[,key=value]: name, type, source_id or predicate of the stream; a bare word is the name"
 
@@ -137,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--chunk", type=int, default=10, help="samples per packet of the amplifier (default: 10)")
 
     present_cli.add(command)
+    relay_cli.add(command)
 
     keys = command("keys", _keys, "make the CURVE keys of a feed that is read, or workers that run, on other machines")
     keys.add_argument("folder", type=Path, help="new folder: the server's keys, and a folder to hand over per client")
@@ -192,7 +194,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _worker(options: argparse.Namespace) -> int:
     from .decode.generate.join import join
-    from .serve import until_signal
+    from .stop import until_signal
 
     if options.threads < 1:
         raise ConfigError("--threads", got=options.threads, allowed="1 or more")
@@ -211,7 +213,7 @@ def _replay(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{needs} needs a bundle", do="add --bundle BUNDLE")
     from .acquire.recording import read
     from .acquire.replay import play
-    from .serve import until_signal
+    from .stop import until_signal
 
     recording = read(options.recording).between(options.start, options.stop)
     for problem in recording.problems:
