@@ -2,8 +2,8 @@
 
 A folder of keys, made by `streamdec keys`, holds ``feed.secret`` and ``feed.key`` of the side that listens, and
 ``clients/NAME.key`` of each who may come in. For each client there is a folder ``NAME`` in it, to hand over:
-``feed.key``, and ``client.secret``, which nobody else should see. A key is one line of Z85 text (ZeroMQ RFC 32). The
-list is read when the socket is opened; to shut a client out, delete its key and start again.
+``feed.key``, ``client.key``, and ``client.secret``, which nobody else should see. A key is one line of Z85 text
+(ZeroMQ RFC 32). The list is read when the socket is opened; to shut a client out, delete its key and start again.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def make_keys(folder: str | Path, clients: Sequence[str] = ()) -> tuple[Path, ..
         public, secret = zmq.curve_keypair()
         (folder / name).mkdir(mode=0o700)
         _write_key(folder / name / "client.secret", secret)
+        _write_key(folder / name / "client.key", public)  # some languages cannot tell it from the secret one
         _write_key(folder / name / "feed.key", read_key(folder / "feed.key"))
         _write_key(listed / f"{name}.key", public)
     return tuple(folder / name for name in clients)

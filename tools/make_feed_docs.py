@@ -1,4 +1,6 @@
-"""Write what is generated from streamdec/feed/schema.py: schema.json (JSON Schema) and FIELDS.md (the field reference).
+"""Write what is generated from streamdec/feed/schema.py.
+
+schema.json (JSON Schema), FIELDS.md (the field reference), clients/node/messages.ts (the types of TypeScript).
 
     python tools/make_feed_docs.py [--check]
 
@@ -120,12 +122,43 @@ def table(struct: type[msgspec.Struct], definition: dict[str, Any], names: tuple
     return rows
 
 
+def typescript(definitions: dict[str, Any]) -> str:
+    """Write the types of the headers. A header has all its fields, always, so no field is optional."""
+    lines = [f"// {NOTE}"]
+    for struct in (*MESSAGES, *PARTS):
+        lines += ["", f"/** {' '.join(about(struct).split())} */", f"export interface {struct.__name__} {{"]
+        for name, entry in definitions[struct.__name__]["properties"].items():
+            described = f"  /** {entry['description']} */" if "description" in entry else ""
+            lines += [*filter(None, [described]), f"  {name}: {typescript_type(entry)};"]
+        lines.append("}")
+    names = [struct.__name__ for struct in MESSAGES if struct is not schema.SnapshotEnd]
+    lines += ["", "/** What is published. */", f"export type Message = {' | '.join(names)};"]
+    lines += ["", "/** The newest version of the feed that these types know. */"]
+    return "\n".join([*lines, f"export const VERSION = {schema.VERSION};"]) + "\n"
+
+
+def typescript_type(definition: dict[str, Any]) -> str:
+    """Name the type of a property in TypeScript."""
+    if "$ref" in definition:
+        return str(definition["$ref"].rpartition("/")[2])
+    if "enum" in definition:
+        return " | ".join(json.dumps(value) for value in definition["enum"])
+    if "anyOf" in definition:
+        return " | ".join(map(typescript_type, definition["anyOf"]))
+    if definition["type"] == "array":
+        return f"Array<{typescript_type(definition['items'])}>"
+    if definition["type"] == "object":
+        return f"Record<string, {typescript_type(definition['additionalProperties'])}>"
+    return {"integer": "number"}.get(definition["type"], definition["type"])
+
+
 def generate() -> dict[Path, str]:
     """Return the text of each generated file."""
     made = json_schema()
     return {
         FOLDER / "schema.json": json.dumps(made, indent=2, ensure_ascii=False) + "\n",
         FOLDER / "FIELDS.md": markdown(made["$defs"]),
+        FOLDER / "clients" / "node" / "messages.ts": typescript(made["$defs"]),
     }
 
 
