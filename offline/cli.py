@@ -204,10 +204,10 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
     settings = chosen.configured(read_toml(args.config) if args.config else {}, f"config {args.config}")
     with progress(err) as report:
         if args.gpus is not None:
-            from . import distributed
+            from . import processes
 
-            job = distributed.Job(chosen.name, settings, tuple(args.prepared), args.targets, args.out, args.seed)
-            distributed.fit(job, args.gpus, report=report)
+            job = processes.Job(chosen.name, settings, tuple(args.prepared), args.targets, args.out, args.seed)
+            processes.fit(job, args.gpus, report=report)
         else:
             fit(
                 chosen,

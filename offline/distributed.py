@@ -1,4 +1,4 @@
-"""One run over several GPUs: each process encodes its share of a batch, and all compute the loss of the whole of it.
+"""Within one of several processes that make a run: each encodes its share of a batch, and all compute the whole loss.
 
 A learner knows nothing of it. Its ``encode`` and ``embed`` are replaced while it trains: a process runs them on its
 share of the rows and gets those of all (:func:`.losses.gathered`), with the batch norms seeing the whole batch
@@ -6,38 +6,24 @@ share of the rows and gets those of all (:func:`.losses.gathered`), with the bat
 what a learner keeps from batch to batch is the same everywhere. What else a loss runs, it runs in full in each process.
 
 Loss, gradients and running statistics are those of one process with the same batch, up to the order of float32 sums.
-Dropout is not: each process draws its own. Every process reads the data into memory of its own; the first one writes.
+Dropout is not: each process draws its own. :mod:`.processes` starts them.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from models.processes import is_spread, joined_norms, spread
-from streamdec import errors
-from streamdec.errors import ConfigError, DataError, StreamdecError
 
+from .learner import Learner
 from .losses import gathered
 from .losses.processes import averaged
-from .progress import Report, silent
-
-if TYPE_CHECKING:
-    from .learner import Learner
-    from .methods.base import MethodSettings
-
-_POLL = 0.2  # seconds
 
 
 def several() -> bool:
@@ -56,8 +42,6 @@ def shared_out(learner: Learner) -> Iterator[None]:
     if not several():
         yield
         return
-    from .learner import Learner
-
     learners = [module for module in learner.modules() if isinstance(module, Learner)]
     for each in learners:
         _replace(each, "encode", _shared_encode(each))
@@ -139,119 +123,3 @@ def agreed(values: tuple[float, float], device: str) -> tuple[float, float]:
     dist.broadcast(shared, 0)
     first, second = shared.tolist()
     return first, second
-
-
-@dataclass(frozen=True)
-class Job:
-    """A fit, as processes are told of it: names and folders, to be opened by each."""
-
-    method: str
-    settings: MethodSettings
-    stores: tuple[Path, ...]
-    targets: dict[str, Path]
-    out: Path
-    seed: int = 0
-
-    def __call__(self, device: str, report: Report) -> None:
-        """Fit."""
-        from .data.store import Prepared
-        from .experiment import fit
-        from .methods.registry import method
-        from .targets.store import Targets
-
-        fit(
-            method(self.method),
-            self.settings,
-            [Prepared(path) for path in self.stores],
-            {role: Targets(path) for role, path in self.targets.items()},
-            self.out,
-            seed=self.seed,
-            device=device,
-            report=report,
-            writes=is_first(),
-        )
-
-
-def fit(job: Job, n: int, kind: str = "cuda", report: Report = silent) -> None:
-    """Fit in ``n`` processes, as :func:`launch` runs them.
-
-    Raises
-    ------
-    ConfigError
-        The method is none of networks.
-    """
-    from .methods.network import NetworkSettings
-
-    if not isinstance(job.settings, NetworkSettings):
-        raise ConfigError(f"processes for {job.method}", got=n, allowed="1: it trains no network")
-    launch(n, kind, job, report)
-
-
-def launch(n: int, kind: str, work: Callable[[str, Report], object], report: Report = silent) -> None:
-    """Run ``work(device, report)`` in ``n`` processes that make one run.
-
-    Parameters
-    ----------
-    n : int
-    kind : {"cuda", "cpu"}
-        With a GPU each (NCCL), or none (gloo).
-    work : callable
-        Can be pickled.
-    report : callable
-        Told what the first process reports.
-
-    Raises
-    ------
-    ConfigError
-        There are not that many GPUs.
-    StreamdecError
-        What ``work`` raised.
-    DataError
-        A process died.
-    """
-    there = torch.cuda.device_count() if kind == "cuda" else n
-    if not 1 <= n <= there:
-        raise ConfigError("gpus", got=n, allowed=f"1 or more, and {there} are there")
-    context = mp.get_context("spawn")
-    said = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        rendezvous = f"file://{Path(folder) / 'rendezvous'}"
-        processes = mp.spawn(_process, (n, kind, rendezvous, work, said), n, join=False)  # type: ignore[attr-defined, no-untyped-call]
-        try:
-            while not processes.join(timeout=_POLL):
-                _hear(said, report)
-        except Exception as error:
-            _hear(said, report)
-            raise DataError("a process died", got=str(error).strip().splitlines()[-1]) from error
-        _hear(said, report)
-
-
-def _hear(said: Any, report: Report) -> None:
-    while not said.empty():
-        kind, *rest = said.get()
-        if kind == "report":
-            report(*rest)
-        else:
-            raise cast(type[StreamdecError], getattr(errors, kind))(*rest)
-
-
-def _process(rank: int, n: int, kind: str, rendezvous: str, work: Callable[[str, Report], object], said: Any) -> None:
-    def report(line: str, done: int = 0, total: int = 0) -> None:
-        said.put(("report", line, done, total))
-
-    device = f"cuda:{rank}" if kind == "cuda" else "cpu"
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // n))
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", rendezvous, rank=rank, world_size=n)
-    try:
-        work(device, report if rank == 0 else silent)
-    except StreamdecError as error:
-        said.put((type(error).__name__, str(error)))
-        said.close()
-        said.join_thread()
-        raise
-    dist.barrier()  # none lets go while another still waits for it
-    dist.destroy_process_group()

@@ -60,7 +60,7 @@ def fit(
     out : Path
         Run folder.
     writes : bool
-        False in the further processes of one run (:mod:`.distributed`): they train along, and keep nothing.
+        False in the further processes of one run (:mod:`.processes`): they train along, and keep nothing.
 
     Raises
     ------

@@ -11,7 +11,7 @@ import shares
 import tiny_store
 import torch
 
-from offline import distributed, experiment
+from offline import experiment, processes
 from offline.fit import Schedule
 from offline.methods.nice import NiceSettings
 from offline.methods.registry import method
@@ -24,7 +24,7 @@ from streamdec.errors import ConfigError, DataError
 def shared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shares")
     heard = []
-    distributed.launch(2, "cpu", shares.Steps(folder), lambda line, done=0, total=0: heard.append(line))
+    processes.launch(2, "cpu", shares.Steps(folder), lambda line, done=0, total=0: heard.append(line))
     assert heard == list(shares.CASES)  # those of the first process
     return folder
 
@@ -49,7 +49,7 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
     settings = NiceSettings(dropout=0.0, schedule=Schedule(n_epochs_train=2, batch_size=31, learning_rate=1e-3))
     targets = {"image": tmp_path / "store-targets"}
     experiment.fit(method("nice"), settings, [store], {"image": Targets(targets["image"])}, tmp_path / "alone", seed=2)
-    distributed.fit(distributed.Job("nice", settings, (store.path,), targets, tmp_path / "two", 2), 2, "cpu")
+    processes.fit(processes.Job("nice", settings, (store.path,), targets, tmp_path / "two", 2), 2, "cpu")
     histories = [
         [json.loads(line) for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
         for run in ("alone", "two")
@@ -67,12 +67,12 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
 
 def test_an_error_of_a_process_is_the_users(tmp_path) -> None:
     with pytest.raises(DataError, match=r"^this work; got no data$"):
-        distributed.launch(2, "cpu", shares.refuse)
+        processes.launch(2, "cpu", shares.refuse)
 
 
 def test_what_cannot_be_shared_out(tmp_path) -> None:
     with pytest.raises(ConfigError, match="it trains no network"):
-        distributed.fit(distributed.Job("ridge", RidgeSettings(), (), {}, tmp_path), 2, "cpu")
+        processes.fit(processes.Job("ridge", RidgeSettings(), (), {}, tmp_path), 2, "cpu")
     n = torch.cuda.device_count() + 1
     with pytest.raises(ConfigError, match="are there"):
-        distributed.launch(n, "cuda", shares.refuse)
+        processes.launch(n, "cuda", shares.refuse)
