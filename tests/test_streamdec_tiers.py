@@ -33,10 +33,11 @@ from streamdec.decode.generate.generator import OpenGenerator
 from streamdec.decode.generate.job import Kind
 from streamdec.decode.generate.spec import Bank
 from streamdec.decode.generate.tiers.bank import BankTier
-from streamdec.decode.generate.tiers.base import open_first, open_tiers, plain, png, seed
+from streamdec.decode.generate.tiers.base import plain, png, seed
 from streamdec.decode.generate.tiers.latent import LatentTier
 from streamdec.decode.generate.tiers.nearest import NearestTier, media_type
 from streamdec.decode.generate.tiers.network import Network
+from streamdec.decode.generate.tiers.open import open_first, open_tiers
 from streamdec.errors import BundleError, EngineError
 from streamdec.types import Candidate
 
@@ -242,8 +243,8 @@ def test_first_tiers_need_no_torch(tmp_path: Path) -> None:
     program = f"""
 import sys
 from streamdec.decode.generate import generator
-from streamdec.decode.generate.tiers import base, bank, nearest, latent, llm, diffusion, prompt
-assert base.open_first("caption", None, generator.open_generator({str(opened.path)!r})).name == "bank"
+from streamdec.decode.generate.tiers import open as tiers, bank, nearest, latent, llm, diffusion, prompt
+assert tiers.open_first("caption", None, generator.open_generator({str(opened.path)!r})).name == "bank"
 heavy = {{"torch", "transformers", "diffusers", "PIL", "huggingface_hub"}} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -21,7 +21,7 @@ from streamdec.decode.generate.client import Event as Said
 from streamdec.decode.generate.generator import OpenGenerator
 from streamdec.decode.generate.job import KINDS, LADDER, Drop, Kind, Request, Result
 from streamdec.decode.generate.link import Notice
-from streamdec.decode.generate.tiers.base import open_first, open_tiers
+from streamdec.decode.generate.tiers.open import open_first, open_tiers
 from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS
 from streamdec.errors import ConfigError, DataError
 from streamdec.generation import BUDGETS, Generation

@@ -48,7 +48,8 @@ from .link import (
 )
 from .link import Cancel as CancelJob
 from .supervise import UNABLE, Keeper, die_with_parent
-from .tiers.base import First, open_first, plain
+from .tiers.base import First, plain
+from .tiers.open import open_first
 from .worker import BEAT, MODULE, OPENS, SILENCE, STUCK, WorkerPlan, fingerprint
 
 _SAVE = 60.0  # seconds between two looks at whether costs are to be saved

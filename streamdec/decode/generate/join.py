@@ -45,7 +45,7 @@ def join(
     kinds : sequence of str
         What to generate; none for all that the generator has tiers for.
     device, threads
-        As :func:`~.tiers.base.open_tiers` has them.
+        As :func:`~.tiers.open.open_tiers` has them.
     stopped : callable
         Asked a few times a second.
     say : callable

@@ -57,7 +57,7 @@ STUCK = 10.0
 """The same on one machine, where a process can only be starved, or stopped."""
 MODULE = "streamdec.decode.generate.worker"
 """This program."""
-OPENS = "streamdec.decode.generate.tiers.base:open_tiers"
+OPENS = "streamdec.decode.generate.tiers.open:open_tiers"
 
 _SHOW = 0.05  # seconds between two reports of progress
 _RUNS, _MEASURE = 5, 1.0  # of the warm-up: so many runs of a tier are measured, or so many seconds
@@ -70,7 +70,7 @@ class WorkerPlan(msgspec.Struct, frozen=True):
     """What a worker is told.
 
     ``generator`` folder; ``endpoint`` of the dispatcher and ``keys`` folder, "" for none; ``opens`` ``module:function``
-    that loads its tiers, as :func:`~.tiers.base.open_tiers` does.
+    that loads its tiers, as :func:`~.tiers.open.open_tiers` does.
     """
 
     name: str

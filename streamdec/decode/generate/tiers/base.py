@@ -1,4 +1,4 @@
-"""What a tier is, what it may assume of a request, and how those of a kind are opened.
+"""What a tier is, what it may assume of a request, and what tiers share.
 
 The first tier of a kind (``bank``, ``nearest``) answers in well under a millisecond, in the dispatcher, without torch.
 The others run in workers, one request at a time, unit by unit: a unit is a token or a diffusion step.
@@ -10,17 +10,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ....errors import BundleError, EngineError
 from ....types import Candidate, Float32
 from ..job import Kind, Request, Result, Tier
-
-if TYPE_CHECKING:
-    from ...bundle import Bundle
-    from ..generator import OpenGenerator
 
 Progress = Callable[[Result, int], bool]
 """``(result so far, units done) -> go on``. False where the job was cancelled; a result may have nothing to show."""
@@ -88,60 +84,6 @@ class Worked(Protocol):
         EngineError
             The request cannot be done: NaN in the embedding, another size, a model that fails.
         """
-
-
-def open_first(kind: Kind, bundle: Bundle, generator: OpenGenerator | None) -> First | None:
-    """Open the first tier of a kind; None where the generator has no text bank.
-
-    Raises
-    ------
-    BundleError
-        Its files are not what they should be.
-    EngineError
-        Its network cannot be loaded.
-    """
-    from .bank import BankTier
-    from .nearest import NearestTier
-
-    if kind == "reconstruction":
-        return NearestTier(bundle)
-    return BankTier(generator) if generator is not None and generator.manifest.bank is not None else None
-
-
-def open_tiers(generator: OpenGenerator, kind: Kind, device: str = "cpu", threads: int = 1) -> list[Worked]:
-    """Load the tiers of a kind that run in a worker, cheap to good; imports torch where one needs it.
-
-    Parameters
-    ----------
-    generator : OpenGenerator
-    kind : str
-    device : str
-        As torch names it. Small ONNX networks run on the CPU all the same.
-    threads : int
-        Within one operation on the CPU.
-
-    Raises
-    ------
-    BundleError
-        A model is not on this machine, or not what the manifest says.
-    EngineError
-        A network cannot be loaded, or the device is not there.
-    """
-    tiers: list[Worked] = []
-    manifest = generator.manifest
-    if kind == "caption" and manifest.llm is not None:
-        from .llm import LlmTier
-
-        tiers.append(LlmTier(generator, device, threads))
-    if kind == "reconstruction" and manifest.latent is not None:
-        from .latent import LatentTier
-
-        tiers.append(LatentTier(generator, threads))
-    if kind == "reconstruction" and manifest.diffusion is not None:
-        from .diffusion import DiffusionTier
-
-        tiers.append(DiffusionTier(generator, device, threads))
-    return tiers
 
 
 def vector(request: Request, dim: int) -> Float32:
