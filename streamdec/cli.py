@@ -71,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     )
     _feed_options(serve)
 
+    record = command("record", _record, "record an EEG stream and its markers; needs no bundle")
+    record.add_argument("file", type=Path, metavar="FILE.xdf", help="new file")
+    record.add_argument("--config", type=Path, help="TOML config, as for serve: inlet and intake count")
+    record.add_argument("--eeg", metavar="QUERY", help=f"EEG stream: {_QUERY}")
+    record.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
+    record.add_argument("--seconds", type=float, help="how long (default: until you press Ctrl-C)")
+
     replay = command(
         "replay",
         _replay,
@@ -189,6 +196,16 @@ def _serve(options: argparse.Namespace) -> int:
 
     log = Log(Console(as_json=options.log_json))
     log.say(account(serve(_config(options), log)))
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    from .record import record
+    from .stop import until_signal
+
+    with until_signal() as stopped:
+        told = record(_config(options), options.file, seconds=options.seconds, say=_say, stopped=stopped)
+    _say(f"{options.file}: {told.line()}")
     return 0
 
 

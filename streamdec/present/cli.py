@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +60,7 @@ def _present(options: argparse.Namespace) -> int:
     if find_spec("pygame") is None:
         raise ConfigError("present needs pygame", do='install it: pip install ".[present]"')
     from ..simulate.schedule import Timing
+    from ..stop import until_signal
     from .plan import PresentSettings
     from .run import present
 
@@ -80,11 +79,10 @@ def _present(options: argparse.Namespace) -> int:
         name=options.name,
         plain=options.plain,
     )
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     out = options.out or Path(time.strftime("present-%Y%m%d-%H%M%S"))
-    for line in present(options.images, out, settings, wait=options.wait, say=_say, stopped=stop.is_set).lines():
+    with until_signal() as stopped:
+        account = present(options.images, out, settings, wait=options.wait, say=_say, stopped=stopped)
+    for line in account.lines():
         _say(line)
     return 0
 
