@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Float64: TypeAlias = npt.NDArray[np.float64]
+Int64: TypeAlias = npt.NDArray[np.int64]
 Bool: TypeAlias = npt.NDArray[np.bool_]
 
 StreamRole = Literal["eeg", "markers"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from offline.data import layouts
-from offline.data.mvnn import noise_covariance
 from offline.data.prepare import Recipe, prepare
 from offline.data.store import Prepared
 from offline.data.things_eeg2 import RECIPE, ThingsEeg2, onsets
 from streamdec.config import convert, read_toml
 from streamdec.errors import DataError
 from streamdec.signal.chain import Chain
+from streamdec.signal.mvnn import noise_covariance
 from streamdec.signal.spec import BandPass, Baseline, Resample, Standardise, Whiten
 from streamdec.simulate.leadfield import CH_NAMES
 

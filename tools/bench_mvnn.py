@@ -16,7 +16,7 @@ from scipy.linalg import fractional_matrix_power
 from sklearn.covariance import ledoit_wolf
 from sklearn.preprocessing import StandardScaler
 
-from offline.data.mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
+from streamdec.signal.mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
 
 
 def published(samples: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def reference(epochs: np.ndarray, dim: str) -> np.ndarray:
 
 
 def ours(epochs: np.ndarray, dim: str) -> np.ndarray:
-    """Do the same by offline.data.mvnn."""
+    """Do the same by streamdec.signal.mvnn."""
     if dim == "time":
         return whitener(np.mean([repetition_covariance(of_stimulus) for of_stimulus in epochs], axis=0))
     flat = epochs.reshape(-1, *epochs.shape[2:])

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from streamdec.errors import DataError
 from streamdec.signal.chain import Chain
+from streamdec.signal.mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
 from streamdec.signal.quality import robust_sd
 from streamdec.signal.spec import Filter, Signal, Standardise, Step, Whiten
 from streamdec.types import Float32, Float64
 
 from ..progress import Report, silent
-from .mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
 from .store import Int64, Item, Meta, PartName, Precision, Writer
 
 _BLOCK = 256  # epochs cut at once: 77 MB of 63 x 1201

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offline.data.mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
 from streamdec.errors import DataError
+from streamdec.signal.mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
 
 
 def naive_ledoit_wolf(x: np.ndarray) -> np.ndarray:

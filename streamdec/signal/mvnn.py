@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamdec.errors import DataError
-from streamdec.types import Float32, Float64
-
-from .store import Int64
+from ..errors import DataError
+from ..types import Float32, Float64, Int64
 
 _BLOCK = 1 << 20  # values at once: 8 MB in float64
 
