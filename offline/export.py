@@ -14,7 +14,8 @@ from streamdec.decode import bundle
 from streamdec.decode.gallery import Gallery
 from streamdec.decode.manifest import EvidenceMode, Head, Manifest, Parity
 from streamdec.errors import ConfigError, DataError
-from streamdec.types import Float32
+from streamdec.signal.mvnn import condition_weights, noise_covariance
+from streamdec.types import Float32, Float64
 
 from . import parity
 from .checkpoint import FittedMeta, RunMeta, without_folders, writing
@@ -25,7 +26,7 @@ from .methods.registry import method as method_named
 from .space import space
 from .targets.images import thumbnail
 
-_PARITY_EPOCHS = 256
+_PARITY_EPOCHS = 256  # also how many are taken at a time
 _THUMBNAIL = 96  # pixels
 _BUDGETS = {"retrieval": 0.05}
 
@@ -79,7 +80,7 @@ def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -
     last = runs[-1]
     shown = prepared or last.store
     shelf = gallery(last.encoder, shown, targets_of(last.meta))
-    arrays = dict(last.store.arrays)
+    arrays = {**last.store.arrays, **_expected(last.store)}
     encoders: dict[str, bytes] = {}
     agreed = []
     for run in runs:
@@ -90,7 +91,8 @@ def export(paths: Sequence[Path], out: Path, prepared: Prepared | None = None) -
         encoders[head.weights] = (run.path / "encoder.safetensors").read_bytes()
         agreed.append(check_parity(run.encoder, encoders[name], run.store.part("train"), run.store.meta.subject, name))
         if run is not last:
-            arrays |= {head.array(key): array for key, array in run.store.arrays.items()}
+            own = {**run.store.arrays, **_expected(run.store)}
+            arrays |= {head.array(key): array for key, array in own.items()}
     items = {item.id: item for part in shown.meta.items.values() for item in part}
     thumbnails = {
         id_: thumbnail(Path(shown.meta.images) / items[id_].image, _THUMBNAIL) for id_ in shelf.ids if items[id_].image
@@ -131,6 +133,20 @@ def _fits(run: _Run, last: _Run, shelf: Gallery) -> None:
             allowed="one: the same test stimuli, and a method that does not train its target side",
             do="export them one by one",
         )
+
+
+def _expected(store: Prepared) -> dict[str, Float64]:
+    """What calibration compares another person with: mean and noise covariance of the training epochs."""
+    part = store.part("train")
+    weights = condition_weights(part.rows.item)
+    mean: Float64 = np.zeros(store.meta.shape)
+    covariance: Float64 = np.zeros((store.meta.shape[0],) * 2)
+    for start in range(0, len(part.epochs), _PARITY_EPOCHS):
+        block = slice(start, start + _PARITY_EPOCHS)
+        epochs = np.asarray(part.epochs[block])
+        mean += np.tensordot(weights[block], epochs, 1)
+        covariance += noise_covariance(epochs, weights[block])
+    return {"evoked": mean.astype(np.float32), "covariance": covariance}
 
 
 def _head(run: _Run, name: str) -> Head:

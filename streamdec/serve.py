@@ -14,6 +14,7 @@ from .acquire.inlet import Inlet
 from .acquire.lsl import LslInlet, local_clock
 from .config import Config
 from .decode import bundle as bundles
+from .decode.adapt import AdaptedEngine
 from .decode.bundle import Bundle
 from .decode.compiled import CompiledEngine, cache_folder, slot
 from .decode.engine import Engine, OnnxEngine
@@ -81,12 +82,15 @@ def engines(bundle: Bundle, config: Config, fell_back: Callable[[str], None] | N
     made: dict[float, Engine] = {}
     for head in bundle.manifest.heads:
         try:
-            engine = _engine(bundle, head, config)
+            engine: Engine = _engine(bundle, head, config)
         except EngineError as error:
             if fell_back is None or config.engine.kind == "onnx":
                 raise
             fell_back(str(error))
             engine = OnnxEngine(bundle.encoder(head), head, config.engine.threads)
+        adaptation = bundle.adaptation(head)
+        if adaptation is not None:
+            engine = AdaptedEngine(engine, adaptation)
         engine.warm_up()
         made[head.horizon] = engine
     return made

@@ -4,7 +4,9 @@
 
     manifest.json          what it is (Manifest), with the sha256 of every file below
     manifest.sha256        the manifest's own hash, as sha256sum writes it
-    arrays.safetensors     whitener and other arrays the chain needs; "0.5/whitener" that of the head at 0.5 s alone
+    arrays.safetensors     whitener and other arrays the chain needs; "0.5/whitener" that of the head at 0.5 s alone;
+                           what calibration needs: "evoked" (n_chans, n_times) mean and "covariance" of the training
+                           epochs behind the chain; and what it fitted: "0.5/adaptation.offset", ".left", ".right"
     gallery.safetensors    features (G, D) float32
     gallery.json           id, label and thumbnail of each candidate
     thumbnails/...         png, jpg or webp
@@ -33,6 +35,8 @@ import safetensors.numpy
 
 from ..errors import BundleError, StreamdecError
 from ..signal.chain import Chain
+from .adapt import NAMES as ADAPTATION
+from .adapt import Adaptation
 from .archive import Archive, open_archive, write_archive
 from .gallery import Gallery
 from .manifest import SCHEMA, Calibrated, Calibration, Head, Manifest, MarkerLatency, Parity
@@ -107,6 +111,26 @@ class Bundle:
         own = head.array("")
         arrays = self.arrays | {n.removeprefix(own): array for n, array in self.arrays.items() if n.startswith(own)}
         return Chain(self.manifest.signal.until(head.horizon), arrays)
+
+    def array(self, head: Head, name: str) -> npt.NDArray[Any] | None:
+        """Give an array of a head, or, where it has none of its own, of all; None where there is none."""
+        return self.arrays.get(head.array(name), self.arrays.get(name))
+
+    def adaptation(self, head: Head) -> Adaptation | None:
+        """Give what a head's embeddings are adapted to a person by, None where they are not.
+
+        Raises
+        ------
+        BundleError
+            Its arrays do not go together.
+        """
+        found = [self.arrays.get(head.array(name)) for name in ADAPTATION]
+        offset, left, right = found
+        if offset is None or left is None or right is None:
+            return None
+        if offset.shape != (head.dim,):
+            raise BundleError(ADAPTATION[0], got=f"shape {offset.shape}", allowed=f"({head.dim},)")
+        return Adaptation(offset, left, right)
 
     def encoder(self, head: Head) -> bytes:
         """Read the ONNX model of one of the manifest's heads."""

@@ -131,7 +131,8 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How well shown images were found again among ``n_candidates``, from ``repetitions`` presentations at a time.
 
     ``n`` decisions on ``n_stimuli`` images. ``top1``, ``top5`` shares of them, ``median_rank`` from 1; the intervals
-    are 95 %, by bootstrap over the images.
+    are 95 %, by bootstrap over the images. ``log_probability`` mean natural logarithm of the probability that the
+    shown image was given; to know nothing is ``-log(n_candidates)``.
     """
 
     repetitions: int
@@ -144,6 +145,20 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top5_interval: tuple[float, float]
     median_rank: float
     median_rank_interval: tuple[float, float]
+    log_probability: float
+
+    def line(self) -> str:
+        """In words, for a terminal."""
+
+        def percent(share: float, interval: tuple[float, float]) -> str:
+            return f"{100 * share:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+        low, high = self.median_rank_interval
+        return (
+            f"x{self.repetitions}: top-1 {percent(self.top1, self.top1_interval)}, top-5 "
+            f"{percent(self.top5, self.top5_interval)}, median rank {self.median_rank:g} [{low:g}, {high:g}] of "
+            f"{self.n_candidates}, log-probability {self.log_probability:.2f} (n = {self.n}, {self.n_stimuli} images)"
+        )
 
 
 class Calibrated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
