@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from . import __version__
+from .calibrate import cli as calibrate_cli
 from .errors import ConfigError, StreamdecError
 from .present import cli as present_cli
 from .relay import cli as relay_cli
@@ -146,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
     present_cli.add(command)
     relay_cli.add(command)
+    calibrate_cli.add(command)
 
     keys = command("keys", _keys, "make the CURVE keys of a feed that is read, or workers that run, on other machines")
     keys.add_argument("folder", type=Path, help="new folder: the server's keys, and a folder to hand over per client")
@@ -159,52 +161,23 @@ def _feed_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--endpoint", help="feed, default tcp://127.0.0.1:5650 (and the two ports above it)")
 
 
-def _config(options: argparse.Namespace) -> Any:
-    """The config file with the command line on top."""
-    from .acquire.lsl import StreamQuery
-    from .config import load
-
-    replace = msgspec.structs.replace
-    config = load(getattr(options, "config", None))
-    if getattr(options, "bundle", None):
-        config = replace(config, bundle=options.bundle)
-    if getattr(options, "record", None):
-        config = replace(config, record=str(options.record))
-    if getattr(options, "generator", None):
-        config = replace(config, generate=replace(config.generate, generator=str(options.generator)))
-    for role in ("eeg", "markers"):
-        if getattr(options, role, None):
-            query = _query(getattr(options, role), StreamQuery)
-            config = replace(config, inlet=replace(config.inlet, **{role: query}))
-    if getattr(options, "endpoint", None):
-        config = replace(config, feed=replace(config.feed, endpoint=options.endpoint))
-    return config
-
-
-def _query(text: str, kind: Any) -> Any:
-    from .config import convert
-
-    if "=" not in text:
-        return kind(name=text)
-    pairs = dict(part.partition("=")[::2] for part in text.split(","))
-    return convert(pairs, kind, f"stream query {text!r}")
-
-
 def _serve(options: argparse.Namespace) -> int:
+    from .config import configured
     from .serve import serve
     from .sessions.log import Console, Log
 
     log = Log(Console(as_json=options.log_json))
-    log.say(account(serve(_config(options), log)))
+    log.say(account(serve(configured(options), log)))
     return 0
 
 
 def _record(options: argparse.Namespace) -> int:
+    from .config import configured
     from .record import record
     from .stop import until_signal
 
     with until_signal() as stopped:
-        told = record(_config(options), options.file, seconds=options.seconds, say=_say, stopped=stopped)
+        told = record(configured(options), options.file, seconds=options.seconds, say=_say, stopped=stopped)
     _say(f"{options.file}: {told.line()}")
     return 0
 
@@ -222,7 +195,9 @@ def _worker(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    config = _config(options)
+    from .config import configured
+
+    config = configured(options)
     if options.bundle or config.bundle:
         return _replay_through_loop(options, config)
     for needs in ("output", "verify"):
@@ -282,10 +257,11 @@ def _first_difference(recorded: bytes, replayed: bytes) -> str:
 def _watch(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from .config import configured
     from .feed.subscriber import Subscriber
     from .watch import watch
 
-    feed = _config(options).feed
+    feed = configured(options).feed
     with Subscriber(feed.endpoint, keys=options.keys) as subscriber:
         watch(subscriber, Console(), seconds=options.seconds)
     return 0
@@ -299,10 +275,11 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from .config import configured
     from .doctor import examine
 
     fits = True
-    for finding in examine(_config(options), options.seconds):
+    for finding in examine(configured(options), options.seconds):
         _say(finding.line())
         fits = fits and not finding.fatal
     return 0 if fits else 1

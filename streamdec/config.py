@@ -80,6 +80,45 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generate: GenerateSettings = GenerateSettings()
 
 
+def configured(options: object) -> Config:
+    """Read the config file of a command, with what the command line says on top.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        ``config``, ``bundle``, ``record``, ``generator``, ``eeg``, ``markers`` and ``endpoint`` count, where the
+        command has them.
+    """
+    replace = msgspec.structs.replace
+    config = load(getattr(options, "config", None))
+    if bundle := getattr(options, "bundle", None):
+        config = replace(config, bundle=bundle)
+    if record := getattr(options, "record", None):
+        config = replace(config, record=str(record))
+    if generator := getattr(options, "generator", None):
+        config = replace(config, generate=replace(config.generate, generator=str(generator)))
+    for role in ("eeg", "markers"):
+        if text := getattr(options, role, None):
+            config = replace(config, inlet=replace(config.inlet, **{role: query(text)}))
+    if endpoint := getattr(options, "endpoint", None):
+        config = replace(config, feed=replace(config.feed, endpoint=endpoint))
+    return config
+
+
+def query(text: str) -> StreamQuery:
+    """Read a stream query: ``key=value[,key=value]``, or a bare name.
+
+    Raises
+    ------
+    ConfigError
+        An unknown key.
+    """
+    if "=" not in text:
+        return StreamQuery(name=text)
+    pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    return convert(pairs, StreamQuery, f"stream query {text!r}")
+
+
 def load(path: Path | None) -> Config:
     """Read a TOML config; None gives the defaults.
 

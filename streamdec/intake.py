@@ -6,7 +6,7 @@ same samples. What it hands out depends on the events and their order alone, nev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -317,8 +317,8 @@ class Intake:
         return len(picks) == n_chans and bool(np.all(picks == np.arange(n_chans)))
 
 
-def cut(inlet: Inlet, signal: Signal, settings: IntakeSettings) -> tuple[list[Epoch], list[Ended]]:
-    """Every epoch of a recording, cut as the live loop would have cut it.
+def cutting(inlet: Inlet, signal: Signal, settings: IntakeSettings) -> Iterator[Epoch | Ended]:
+    """Cut every epoch of a recording as the live loop would have cut it, one after the other.
 
     Parameters
     ----------
@@ -327,27 +327,24 @@ def cut(inlet: Inlet, signal: Signal, settings: IntakeSettings) -> tuple[list[Ep
     signal : Signal
     settings : IntakeSettings
 
-    Returns
-    -------
-    epochs : list of Epoch
-        In the order the live loop would have decided them.
-    ended : list of Ended
-        Onsets without an epoch, and why.
+    Yields
+    ------
+    Epoch or Ended
+        In the order the live loop would have decided them; onsets without an epoch, and why.
     """
-    epochs: list[Epoch] = []
-    ended: list[Ended] = []
     with inlet:
         inlet.open(0.0)
         intake = Intake(signal, inlet.eeg, settings)
         now = 0.0
         while (event := inlet.pull(0.0)) is not None:
             now = event.arrival
-            for output in intake(event):
-                if isinstance(output, Epoch):
-                    epochs.append(output)
-                elif isinstance(output, Ended):
-                    ended.append(output)
+            yield from (output for output in intake(event) if isinstance(output, Epoch | Ended))
             if isinstance(event, Connection) and event.state == "ended":
                 break
-        ended.extend(intake.close(now))
-    return epochs, ended
+        yield from intake.close(now)
+
+
+def cut(inlet: Inlet, signal: Signal, settings: IntakeSettings) -> tuple[list[Epoch], list[Ended]]:
+    """Cut every epoch of a recording, see :func:`cutting`: those that there are, and the onsets without one."""
+    made = list(cutting(inlet, signal, settings))
+    return [each for each in made if isinstance(each, Epoch)], [each for each in made if isinstance(each, Ended)]

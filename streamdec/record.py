@@ -22,6 +22,7 @@ from .signal.quality import check_scale, robust_sd, unit_factor
 from .types import Chunk, Connection, Float32, Marker, StreamInfo
 
 _SCALE_AFTER = 3.0  # seconds of signal before its scale is judged
+_TAIL = 2.0  # seconds of EEG that belong to the last marker
 _USUAL = 20.0  # microvolt: robust standard deviation of EEG as it comes; caps differ by far less than units do
 
 
@@ -38,7 +39,13 @@ class Recorded(msgspec.Struct):
 
 
 def record(
-    config: Config, path: Path, *, seconds: float | None, say: Callable[[str], None], stopped: Callable[[], bool]
+    config: Config,
+    path: Path,
+    *,
+    seconds: float | None,
+    markers: int | None = None,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool],
 ) -> Recorded:
     """Record until ``stopped``.
 
@@ -50,6 +57,8 @@ def record(
         New file, .xdf.
     seconds : float or None
         How long; None: until ``stopped``.
+    markers : int or None
+        End when so many have come, and what the last one evoked.
     say : callable
         Takes a line for the user.
     stopped : callable
@@ -94,6 +103,8 @@ def record(
                     told.samples += len(event.stamps)
                 elif isinstance(event, Marker):
                     told.markers += 1
+                    if told.markers == markers:
+                        end = min(end, local_clock() + _TAIL)
                 elif isinstance(event, Connection) and event.state != "connected":
                     told.breaks += event.state in ("stalled", "lost")
                     say(f"{event.stream} stream {event.state}: {event.reason}")

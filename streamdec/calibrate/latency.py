@@ -6,7 +6,7 @@ against the one the bundle expects, which finds the delay of the markers and of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,6 @@ from scipy import ndimage, stats
 from ..acquire.recording import RecordedStream
 from ..decode.manifest import MarkerLatency
 from ..errors import CalibrationError
-from ..signal.rate import Rate
 from ..types import Float32, Float64
 
 EARLIEST, LATEST = -0.2, 1.0
@@ -158,55 +157,54 @@ def find_photodiode(
     return min(found, key=lambda each: (-each[1].n, each[1].scatter or 0.0)) if found else None
 
 
-def evoked(
-    parts: Float64, weights: Float64, expected: Callable[[Float32], Float64], rate: Rate, lead: int
-) -> MarkerLatency:
+def evoked(parts: Float32, weights: Float64, expected: Float32, rate: float, lead: int) -> MarkerLatency:
     """Measure the latency by cross-correlation of the block's mean response with the one that is expected.
 
     Parameters
     ----------
-    parts : array of shape (n_parts, n_chans, n_wide)
-        Mean responses of ``n_parts`` stretches of the block, cut wider than the epoch.
+    parts : array of shape (n_parts, n_lags, n_chans, n_times)
+        Mean responses of ``n_parts`` stretches of the block, cut at each lag and sent through the chain.
     weights : array of shape (n_parts,)
         Onsets in each part.
-    expected : callable
-        Gives the correlation (n_lags,) of a mean response (n_chans, n_wide) with what is expected, for the epoch
-        beginning at its sample 0, 1, 2, ...
-    rate : Rate
-        Of the stream.
+    expected : array of shape (n_chans, n_times)
+    rate : float
+        Lags per second.
     lead : int
-        The lag that means no latency, in samples.
+        The lag that means no latency.
 
     Returns
     -------
     MarkerLatency
-        Its interval is from the jackknife over the parts.
+        Its interval is from the jackknife over the parts; at least a lag wide.
 
     Raises
     ------
     CalibrationError
-        The best lag is the first or the last one, or the response has nothing of what is expected.
+        The best lag is the first or the last one, or nothing resembles what is expected.
     """
-    total = np.tensordot(weights, parts, 1)
-    best, score = _peak(expected((total / weights.sum()).astype(np.float32)))
-    left_out = np.array(
-        [
-            _peak(expected(((total - w * part) / (weights.sum() - w)).astype(np.float32)))[0]
-            for part, w in zip(parts, weights, strict=True)
-        ]
-    )
-    k = len(parts)
-    error = float(np.sqrt((k - 1) / k * np.sum((left_out - left_out.mean()) ** 2)))
+    n = len(parts)
+    best, score = _peak(_resemblance(parts, weights, expected))
     if not score > 0 or not np.isfinite(best):
         raise CalibrationError(
             "evoked response of the block",
             got=f"no delay at which it resembles the expected one (correlation {score:.2f})",
             do="measure the latency with a photodiode, or give it: --latency",
         )
-    reach = max(float(stats.t.ppf(0.975, k - 1)) * error, 0.5)
-    seconds = float((best - lead) / rate.sfreq)
-    interval = (seconds - reach / rate.sfreq, seconds + reach / rate.sfreq)
-    return MarkerLatency(seconds, interval, f"the evoked response (correlation {score:.2f})", int(weights.sum()))
+    left_out = [_peak(_resemblance(parts, np.where(np.arange(n) == k, 0.0, weights), expected))[0] for k in range(n)]
+    spread = np.array(left_out) - np.mean(left_out)
+    error = float(np.sqrt((n - 1) / n * np.sum(spread**2)))
+    reach = max(float(stats.t.ppf(0.975, n - 1)) * error, 0.5) / rate if np.isfinite(error) else float(lead / rate)
+    seconds = (best - lead) / rate
+    source = f"the evoked response (correlation {score:.2f})"
+    return MarkerLatency(seconds, (seconds - reach, seconds + reach), source, int(weights.sum()))
+
+
+def _resemblance(parts: Float32, weights: Float64, expected: Float32) -> Float64:
+    """Correlation of the weighted mean of the parts with what is expected, for each lag, (n_lags,)."""
+    mean = np.tensordot(weights / weights.sum(), parts, 1).reshape(parts.shape[1], -1)
+    wanted = expected.ravel().astype(np.float64)
+    lengths = np.linalg.norm(mean, axis=1) * np.linalg.norm(wanted)
+    return np.asarray(mean @ wanted / np.maximum(lengths, 1e-30), np.float64)
 
 
 def _otsu(values: Float64, low: float, high: float) -> float:
