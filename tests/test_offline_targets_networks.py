@@ -9,9 +9,12 @@ import pytest
 
 from offline.data.store import Item
 from offline.targets.images import Images
+from offline.targets.openclip import load
 from offline.targets.registry import encoder
 from offline.targets.store import Targets, compute
 from streamdec.errors import ConfigError, EngineError
+from streamdec.simulate.captions import attributes, describe
+from streamdec.simulate.world import World
 
 torch = pytest.importorskip("torch", reason="torch comes with the train extra")
 image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
@@ -106,6 +109,22 @@ def test_random_weights_are_the_same_each_time(pictures) -> None:
     again = encoder("open_clip:tiny/random", ITEMS)
     np.testing.assert_array_equal(first(ITEMS, Images(pictures)), again(ITEMS, Images(pictures)))
     assert first.provenance["weights"] == "random, seed 0"
+
+
+def test_the_trained_one_has_the_sizes_of_the_random_one_and_knows_its_world(pictures) -> None:
+    """So that tables may put one in the other's place, and what is prompted means something."""
+    made = {name: encoder(f"open_clip:tiny/{name}", ITEMS) for name in ("random", "world")}
+    assert made["random"](ITEMS, Images(pictures)).shape == made["world"](ITEMS, Images(pictures)).shape
+    tokens = [encoder(f"tokens:tiny/{name}", ITEMS)(ITEMS, Images(pictures)) for name in made]
+    assert tokens[0].shape == tokens[1].shape
+    world, loaded = World(0), load("tiny", "world")
+    shown = world.images("test", range(20))
+    said = [describe(attributes(world.concept("test", i), world.look("test", i))) for i in range(20)]
+    with torch.no_grad():
+        batch = torch.stack([loaded.transform(image.fromarray(one)) for one in shown])
+        seen = loaded.network.encode_image(batch, normalize=True)
+        texts = loaded.network.encode_text(loaded.tokenize(said), normalize=True)
+    assert int(((seen @ texts.T).argmax(1) == torch.arange(20)).sum()) >= 18
 
 
 def test_a_file_in_place_of_a_tag_keeps_what_the_tag_says(ours, monkeypatch) -> None:

@@ -95,7 +95,7 @@ def test_every_stage_trains_stops_and_goes_on(tmp_path: Path) -> None:
     assert "lm 2/" not in again
     told = json.loads((tmp_path / "models" / "card.json").read_text())
     assert {name: model["steps"] for name, model in told["models"].items()} == {
-        **dict.fromkeys(("judge", "clip", "vae", "decoder", "unet"), 2),
+        **dict.fromkeys(("judge", "clip", "vit", "vae", "decoder", "unet"), 2),
         "lm": 4,
     }
     assert set(told["files"]) >= set(CARD["files"]) - {"README.md"}
@@ -104,4 +104,4 @@ def test_every_stage_trains_stops_and_goes_on(tmp_path: Path) -> None:
 def test_a_stage_that_is_not_there() -> None:
     done = subprocess.run([sys.executable, TOOL, "gan"], capture_output=True, text=True, timeout=170)
     assert done.returncode == 2
-    assert "judge, clip, vae, decoder, unet, lm" in done.stderr
+    assert "judge, clip, vit, vae, decoder, unet, lm" in done.stderr

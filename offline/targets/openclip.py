@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from safetensors import SafetensorError
 
+import streamdec.simulate
 from streamdec.errors import ConfigError
 from streamdec.types import Float32
 
@@ -27,6 +28,10 @@ TINY = "tiny"
 """A small ViT of ours, for machines without weights and for tests: 64 pixels, 4 x 4 patches, 4 blocks of width 64."""
 RANDOM = "random"
 """Name of weights that were never trained: those of seed 0."""
+WORLD = "world"
+"""Name of weights of :data:`TINY` that were trained on the procedural world's images and sentences."""
+
+_TRAINED = Path(streamdec.simulate.__file__).with_name("world_models") / "vit"
 
 
 class ImageOptions(msgspec.Struct, frozen=True):
@@ -64,8 +69,8 @@ def load(model: str, weights: str, file: str = "", device: str = "cpu") -> Loade
     model : str
         As open_clip names it, such as "ViT-H-14"; :data:`TINY`; or a folder with its own config, weights and tokenizer.
     weights : str
-        A pretrained tag ("laion2b_s32b_b79k"), the path of a local weights file, or :data:`RANDOM`. For weights that
-        only a path names, open_clip's default image preparation and activation hold: see ``file``.
+        A pretrained tag ("laion2b_s32b_b79k"), the path of a local weights file, :data:`RANDOM`, or :data:`WORLD`. For
+        weights that only a path names, open_clip's default image preparation and activation hold: see ``file``.
     file : str
         Local file with the weights of that tag, where they cannot be fetched: what the tag says about image
         preparation and activation still holds.
@@ -85,6 +90,8 @@ def load(model: str, weights: str, file: str = "", device: str = "cpu") -> Loade
     check_device(device)
     if Path(model).is_dir():
         return _folder(Path(model), device)
+    if (model, weights) == (TINY, WORLD):
+        return _folder(_TRAINED, device)
     if model == TINY and model not in open_clip.list_models():
         open_clip.add_model_config(Path(__file__).with_name("tiny.json"))
     if model not in open_clip.list_models():

@@ -27,6 +27,7 @@ import torch
 import transformers
 import unet
 import vae
+import vit
 from data import LOOKS, N_CONCEPTS, N_IMAGES, Data
 
 import streamdec.simulate
@@ -35,6 +36,7 @@ OUT = Path(streamdec.simulate.__file__).with_name("world_models")
 STAGES: dict[str, tuple[Any, str]] = {
     "judge": (judge, "judge"),
     "clip": (clip, "clip"),
+    "vit": (vit, "vit"),
     "vae": (vae, "diffusion/vae"),
     "decoder": (decoder, "diffusion/vae"),
     "unet": (unet, "diffusion"),  # reads the latents of vae, and is measured by judge

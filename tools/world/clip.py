@@ -66,9 +66,9 @@ def tokenize(words: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     return ids
 
 
-def build() -> open_clip.CLIP:
+def build(config: dict[str, Any] = CONFIG) -> open_clip.CLIP:
     """Make the untrained network."""
-    network: open_clip.CLIP = open_clip.CLIP(**CONFIG["model_cfg"])
+    network: open_clip.CLIP = open_clip.CLIP(**config["model_cfg"])
     return network.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
 
@@ -77,10 +77,19 @@ def pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def make(data: Data, cache: Path, out: Path, steps: int = 1000, batch: int = 192) -> dict[str, Any]:
+def make(
+    data: Data,
+    cache: Path,
+    out: Path,
+    steps: int = 1000,
+    batch: int = 192,
+    *,
+    name: str = "clip",
+    config: dict[str, Any] = CONFIG,
+) -> dict[str, Any]:
     """Train it and write it to ``out``, as open_clip reads a ``local-dir:``."""
     torch.manual_seed(SEED)
-    module, words = build(), tokenizer()
+    module, words = build(config), tokenizer()
 
     def batch_loss(rng: np.random.Generator) -> Tensor:
         rows = np.sort(rng.choice(len(data.images), size=batch, replace=False))
@@ -89,9 +98,9 @@ def make(data: Data, cache: Path, out: Path, steps: int = 1000, batch: int = 192
         image, text, scale = module(pixels(data.images[rows]), tokenize(words, true + false))
         return contrast(image, text, scale.clamp(max=100))
 
-    trained = train(module, batch_loss, cache / "clip.pt", steps=steps, rate=1.5e-3, seed=SEED, weight_decay=0.05)
+    trained = train(module, batch_loss, cache / f"{name}.pt", steps=steps, rate=1.5e-3, seed=SEED, weight_decay=0.05)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file({k: v.half().contiguous() for k, v in trained.state_dict().items()}, out / "open_clip_model.safetensors")
     words.save_pretrained(out)
     return {"steps": steps, "batch": batch, "seed": SEED}
