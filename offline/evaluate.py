@@ -13,6 +13,7 @@ import numpy as np
 
 from streamdec.decode.gallery import Gallery, unit
 from streamdec.decode.manifest import GalleryKind
+from streamdec.intervals import binomial_interval
 from streamdec.types import Float32, Float64
 
 from . import metrics
@@ -123,9 +124,9 @@ def from_scores(
         n_candidates=n_candidates,
         repetitions=repetitions,
         top1=top1,
-        top1_interval=metrics.binomial_interval(top1, n),
+        top1_interval=binomial_interval(top1, n),
         top5=top5,
-        top5_interval=metrics.binomial_interval(top5, n),
+        top5_interval=binomial_interval(top5, n),
         chance=1 / n_candidates,
         median_rank=float(np.median(rank)) + 1,
         mean_average_precision=metrics.mean_average_precision(rank),

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, rankdata, spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from streamdec.types import Bool, Float64
 
@@ -64,15 +64,6 @@ def k_way(rank: Int64, n_candidates: int, k: int) -> float:
 def mean_average_precision(rank: Int64) -> float:
     """Mean over queries of 1 / (1-based rank): mAP with one relevant candidate each."""
     return float(np.mean(1.0 / (np.asarray(rank) + 1)))
-
-
-def binomial_interval(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share of ``n`` queries."""
-    hits = round(share * n)
-    tail = (1 - level) / 2
-    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
-    return low, high
 
 
 def auc(scores: npt.NDArray[Any], positive: Bool) -> float:

@@ -20,7 +20,9 @@ from .calibrate import cli as calibrate_cli
 from .errors import ConfigError, StreamdecError
 from .present import cli as present_cli
 from .relay import cli as relay_cli
+from .sessions import cli as sessions_cli
 
+_DECIDES = ("intake", "engine", "evidence", "session")  # parts of the config on which results depend
 _QUERY = "key=value[,key=value]: name, type, source_id or predicate of the stream; a bare word is the name"
 
 
@@ -82,9 +84,12 @@ def parser() -> argparse.ArgumentParser:
     replay = command(
         "replay",
         _replay,
-        "play a recording: as LSL streams in real time, or with --bundle through the loop, as fast as it goes",
+        "play a recording: as LSL streams in real time, or with --bundle through the loop, as fast as it goes, "
+        "compared with the results in it; a session runs with the config it was recorded with, unless one is named",
     )
-    replay.add_argument("recording", type=Path, help="XDF, FIF, BrainVision, EDF/BDF, EEGLAB, THINGS raw .npy")
+    replay.add_argument(
+        "recording", type=Path, help="the folder of a session; XDF, FIF, BrainVision, EDF/BDF, EEGLAB, THINGS raw .npy"
+    )
     replay.add_argument("--bundle", help="decode the recording with this bundle instead of playing LSL streams")
     replay.add_argument("--config", type=Path, help="TOML config, as for serve")
     replay.add_argument("--eeg", metavar="QUERY", help=f"EEG stream of the recording: {_QUERY}")
@@ -92,9 +97,7 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--speed", type=float, help="1 is real time; default: 1 as LSL streams, as fast as it goes with --bundle"
     )
-    replay.add_argument(
-        "--from", dest="start", type=float, default=0.0, metavar="S", help="start S seconds into the recording"
-    )
+    replay.add_argument("--from", dest="start", type=float, metavar="S", help="start S seconds into the recording")
     replay.add_argument("--to", dest="stop", type=float, metavar="S", help="stop S seconds into the recording")
     replay.add_argument(
         "--wait", type=float, default=0.0, metavar="S", help="wait up to S seconds for someone to listen"
@@ -103,8 +106,12 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FILE.jsonl", help="with --bundle: write every message, one JSON a line"
     )
     replay.add_argument(
-        "--verify", action="store_true", help="with --bundle: compare with the results in the recording"
+        "--verify",
+        action="store_true",
+        help="with --bundle: fail unless the results are, byte for byte, those in the recording",
     )
+
+    sessions_cli.add(command)
 
     worker = command("worker", _worker, "generate captions and pictures for a session on another machine")
     worker.add_argument("generator", type=Path, help="the session's generator: a copy of its folder")
@@ -220,9 +227,15 @@ def _replay_through_loop(options: argparse.Namespace, config: Any) -> int:
     from .acquire.replay import ReplayInlet
     from .feed import schema
     from .serve import engines, open_bundle, replay
+    from .sessions.compare import Difference, Results
+    from .sessions.folder import recorded_config
 
+    whole = read(options.recording)
+    recorded = recorded_config(whole) if options.config is None else None
+    if recorded is not None:
+        config = msgspec.structs.replace(config, **{part: getattr(recorded, part) for part in _DECIDES})
     bundle = open_bundle(config)
-    recording = read(options.recording).between(options.start, options.stop)
+    recording = whole.between(options.start, options.stop)
     for problem in recording.problems:
         _say(problem)
     eeg = config.inlet.eeg if options.eeg or options.config else None
@@ -233,25 +246,29 @@ def _replay_through_loop(options: argparse.Namespace, config: Any) -> int:
         encode = msgspec.json.encode
         options.output.write_bytes(b"".join(encode(message) + b"\n" for message in outlet.messages))
     _say(account(counts))
-    essence = outlet.essence()
-    _say(f"results sha256 {hashlib.sha256(essence).hexdigest()}")
-    if options.verify:
-        recorded = schema.recorded_essence(recording.feed)
-        if not recorded:
-            raise ConfigError(f"{options.recording} holds no results", do="record one with streamdec serve --record")
-        if recorded != essence:
-            _say(_first_difference(recorded, essence))
-            return 1
-        _say(f"the same as recorded: {essence.count(bytes([10])) + 1} messages")
-    return 0
+    _say(f"results sha256 {hashlib.sha256(outlet.essence()).hexdigest()}")
+    before = schema.recorded(recording.feed)
+    if options.verify and (not before or recording is not whole):
+        got = "a part of it" if before else f"no results in {options.recording}"
+        raise ConfigError("--verify", got=got, allowed="a whole session, as streamdec serve --record makes them")
+    if not before or recording is not whole:
+        return 0
+    difference = Difference(Results.of(before), Results.of(outlet.messages))
+    if not difference.same:
+        _say(_ran_with(before, bundle))
+    for line in difference.lines():
+        _say(line)
+    return 1 if options.verify and not difference.same else 0
 
 
-def _first_difference(recorded: bytes, replayed: bytes) -> str:
-    old, new = recorded.split(b"\n"), replayed.split(b"\n")
-    for number, (a, b) in enumerate(zip(old, new, strict=False), 1):
-        if a != b:
-            return f"differs at message {number}:\n  recorded {a.decode()}\n  replayed {b.decode()}"
-    return f"differs in number: {len(old)} messages recorded, {len(new)} replayed"
+def _ran_with(recorded: Any, bundle: Any) -> str:
+    """Say which bundles are compared, and whether the EEG is of a person."""
+    from .feed.schema import Session
+
+    started = next((m for m in recorded if isinstance(m, Session) and m.state == "started"), None)
+    was = "another" if started is None else f"{started.method}, {started.bundle[:12]}"
+    simulated = "; simulated EEG" if started is not None and started.simulated else ""
+    return f"recorded by bundle {was}; replayed with {bundle.manifest.method}, {bundle.hash[:12]}{simulated}"
 
 
 def _watch(options: argparse.Namespace) -> int:

@@ -80,7 +80,7 @@ class MemoryOutlet:
 
     def essence(self) -> bytes:
         """What must be the same, byte for byte, whenever the same events are played: see :func:`schema.essence`."""
-        return b"\n".join(filter(None, map(schema.essence, self.messages)))
+        return schema.joined_essence(self.messages)
 
 
 class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

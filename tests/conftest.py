@@ -8,10 +8,15 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from streamdec.acquire.lsl import loopback
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# How long an example takes is the machine's business.
+settings.register_profile("streamdec", deadline=None)
+settings.load_profile("streamdec")
 
 # liblsl reads its configuration once, at its first call in a process, and child processes inherit this.
 _lsl_config = Path(tempfile.mkdtemp(prefix="streamdec-tests-")) / "lsl_api.cfg"

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import psutil
 import pytest
-import pyxdf
 from feeder import Feeder, Plan, write_script
 from serving import COMMAND, Serving, streamdec
 from small_bundle import NAMES, presentation, write_bundle
 
-from streamdec.acquire.lsl import local_clock
-from streamdec.acquire.recording import read
 from streamdec.feed import schema
 from streamdec.signal.spec import BandPass
 
@@ -196,63 +188,3 @@ def test_a_session_with_faults_replays_to_the_same_results(tmp_path: Path, bundl
     ended = msgspec.json.decode(results.read_bytes().splitlines()[-1], type=schema.AnyMessage)
     assert isinstance(ended, schema.Session)
     assert ended.counts == bye.counts
-
-
-def test_kill_9_leaves_a_recording_to_the_last_second(tmp_path: Path, bundle: Path, plan: Plan) -> None:
-    results = tmp_path / "results.jsonl"
-    with Feeder(plan), Serving(bundle, *streams(plan), "--record", tmp_path / "sessions") as serving:
-        seen = serving.fresh(8)
-        recorder = recorder_of(serving)
-        killed = local_clock()
-        serving.process.kill()
-        recorder.wait(20)
-    (path,) = (tmp_path / "sessions").iterdir()
-    loaded, _ = pyxdf.load_xdf(str(path / "streams.xdf"))
-    eeg = next(stream for stream in loaded if stream["info"]["name"] == [plan.name])
-    assert eeg["time_stamps"][-1] > killed - 1.0
-    assert read(path).problems == ()
-    replayed = streamdec("replay", path, "--bundle", bundle, "--output", results)
-    assert replayed.returncode == 0, replayed.stderr
-    made = [msgspec.json.decode(line, type=schema.AnyMessage) for line in results.read_bytes().splitlines()]
-    decided = {m.onset_time: m.candidates for m in made if isinstance(m, schema.Retrieval)}
-    before = [m for m in seen if m.timing.published < killed - 1.0]
-    assert before
-    assert all(decided[m.onset_time] == m.candidates for m in before)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path | None]:
-    """A disk with room for a second or two; None where none may be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
-    mounted = sys.platform == "linux" and subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    yield disk if mounted else None
-    if mounted:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs or prlimit")
-def test_full_disk(tmp_path: Path, small_disk: Path | None, bundle: Path, plan: Plan) -> None:
-    """The session goes on, says so, and what is on the disk is whole."""
-    sessions = (small_disk or tmp_path) / "sessions"
-    with Feeder(plan), Serving(bundle, *streams(plan), "--record", sessions) as serving:
-        if small_disk is None:
-            resource.prlimit(recorder_of(serving).pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
-        broken = serving.session("unrecorded")
-        assert "streams.xdf" in broken.reason
-        serving.fresh(5)
-        bye, code, _ = serving.stop()
-    assert code == 0
-    assert bye.counts is not None
-    assert bye.counts.unrecorded > 0
-    (path,) = sessions.iterdir()
-    recording = read(path)
-    assert recording.problems == ()
-    assert np.isfinite(recording.streams[0].data).all()
-    assert 250 < recording.streams[0].data.shape[1] < bye.counts.samples
-
-
-def recorder_of(serving: Serving) -> psutil.Process:
-    (recorder,) = psutil.Process(serving.process.pid).children()
-    return recorder

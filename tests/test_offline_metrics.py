@@ -13,6 +13,7 @@ from scipy.stats import binom
 from sklearn import metrics as sklearn_metrics
 
 from offline import metrics
+from streamdec.intervals import binomial_interval
 
 
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 1000))
@@ -50,7 +51,7 @@ def test_all_way_is_top_1() -> None:
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (3, 10), (72, 200)])
 def test_interval_leaves_its_tails(hits: int, n: int) -> None:
-    low, high = metrics.binomial_interval(hits / n, n)
+    low, high = binomial_interval(hits / n, n)
     assert low <= hits / n <= high
     if hits:
         assert binom.sf(hits - 1, n, low) == pytest.approx(0.025)

@@ -91,12 +91,12 @@ def test_recorded_essence_is_that_of_the_messages() -> None:
     sent = list(one_of_each())
     headers = [msgspec.json.encode(msgspec.structs.replace(message, session="s", seq=4)) for message in sent]
     expected = b"\n".join(filter(None, map(schema.essence, sent)))
-    assert schema.recorded_essence(headers) == expected
-    assert schema.recorded_essence([header.decode() for header in headers]) == expected
+    assert schema.joined_essence(schema.recorded(headers)) == expected
+    assert schema.joined_essence(schema.recorded([header.decode() for header in headers])) == expected
     assert expected.count(b"\n") == 3
-    assert schema.recorded_essence([]) == b""
+    assert schema.joined_essence([]) == b""
 
 
-def test_recorded_essence_refuses_what_it_cannot_read() -> None:
+def test_recorded_refuses_what_it_cannot_read() -> None:
     with pytest.raises(FeedError, match="recorded feed"):
-        schema.recorded_essence([msgspec.json.encode(onset()), b'{"topic":"onset"}'])
+        schema.recorded([msgspec.json.encode(onset()), b'{"topic":"onset"}'])

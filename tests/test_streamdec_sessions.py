@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import csv
+import re
+import resource
+import shutil
+import subprocess
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import psutil
 import pytest
+import pyxdf
 from feeder import Feeder, Plan, write_script
-from serving import Serving
-from small_bundle import NAMES, presentation, write_bundle
+from serving import Serving, streamdec
+from small_bundle import DIM, NAMES, presentation, write_bundle
 
+from streamdec.acquire.lsl import local_clock
 from streamdec.acquire.recording import read
 from streamdec.config import Config
+from streamdec.errors import RecordingError
 from streamdec.feed import schema
-from streamdec.sessions import folder
+from streamdec.sessions import folder, listing
 from streamdec.sessions.log import Line
+from streamdec.sessions.repair import repair
+from streamdec.sessions.verify import verify
 
 pytestmark = pytest.mark.lsl
 
@@ -122,3 +135,181 @@ def test_every_onset_has_its_row(recorded: Recorded) -> None:
             assert float(row["probability"]) == pytest.approx(decision.candidates[0].probability, rel=1e-3)
             assert float(row["latency"]) == pytest.approx(decision.timing.latency, abs=1e-4)
     assert {"decided", "lost_data", "cancelled"} <= {row["outcome"] for row in rows}
+
+
+@pytest.fixture
+def copy(recorded: Recorded, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(recorded.path, tmp_path / "kept" / recorded.path.name))
+
+
+def test_list_and_verify(recorded: Recorded) -> None:
+    counts = recorded.bye.counts
+    assert counts is not None
+    listed = streamdec("sessions", "list", recorded.path.parent)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    (line,) = listed.stdout.splitlines()[1:]
+    assert line.startswith(recorded.path.name)
+    assert re.search(rf"0:\d\d +8 ch 250 Hz, \S+-markers  {counts.decided} of {counts.onsets}  b.zip", line)
+    assert line.rstrip().endswith("complete")
+    verified = streamdec("sessions", "verify", recorded.path)
+    assert verified.returncode == 0, verified.stdout
+    found = verified.stdout.splitlines()[1:]
+    assert all(line.startswith("  ok") for line in found)
+    assert f"{counts.samples} samples, {counts.onsets} onsets, {counts.decided} decided" in verified.stdout
+    assert "bundle b.zip is what it ran with" in verified.stdout
+    other = write_bundle(recorded.path.parent.parent / "verify.zip", evidence="mean")
+    wrong = streamdec("sessions", "verify", recorded.path, "--bundle", other)
+    assert wrong.returncode == 1
+    assert "FAIL  bundle verify.zip is" in wrong.stdout
+
+
+def spoil(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert content.count(old) >= 1
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def test_verify_finds_what_was_tampered_with(copy: Path) -> None:
+    """A message with another number, a row of the table."""
+    content = (copy / "streams.xdf").read_bytes()
+    at = content.index(b'"seq":7', content.index(b'{"topic":"onset"'))
+    (copy / "streams.xdf").write_bytes(content[:at] + b'"seq":9' + content[at + 7 :])
+    spoil(copy / "events.tsv", b"\tdecided\t", b"\tlate\t")
+    wrong = [finding.text for finding in verify(copy) if finding.good is False]
+    assert len(wrong) == 2
+    assert re.match(r"messages are missing, twice or out of order: \d+ of \w+", wrong[0])
+    assert wrong[1].startswith("events.tsv is not what the messages say")
+    assert repair(copy) == "events.tsv was made again"
+    assert [finding.text for finding in verify(copy) if finding.good is False] == wrong[:1]
+
+
+def test_a_session_that_is_whole_is_left_alone(copy: Path) -> None:
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    repaired = streamdec("sessions", "repair", copy.parent)
+    assert (repaired.returncode, repaired.stdout) == (0, f"{copy}: whole, nothing to repair\n")
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def recorder_of(serving: Serving) -> psutil.Process:
+    (recorder,) = psutil.Process(serving.process.pid).children()
+    return recorder
+
+
+def newest(path: Path) -> float:
+    """LSL clock of the last sample, read by another program."""
+    streams, _ = pyxdf.load_xdf(str(path / "streams.xdf"), verbose=False)
+    return float(next(s for s in streams if s["info"]["type"] == ["EEG"])["time_stamps"][-1])
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["serve", "serve and recorder"])
+def test_kill_9_costs_a_second_at_most(tmp_path: Path, bundle: Path, plan: Plan, both: bool) -> None:
+    """Killed while it records: it opens, at most a second is lost, repair says so and makes it whole."""
+    with Feeder(plan), Serving(bundle, *streams(plan), "--record", tmp_path) as serving:
+        serving.fresh(4)
+        (path,) = tmp_path.iterdir()
+        recorder = recorder_of(serving)
+        assert listing.row(path).state == "recording"
+        with pytest.raises(RecordingError, match="is being recorded"):
+            repair(path)
+        before = path.joinpath("streams.xdf").stat().st_size
+        serving.until(lambda: path.joinpath("streams.xdf").stat().st_size > before)
+        killed = local_clock()
+        if both:
+            recorder.kill()
+        serving.process.kill()
+        recorder.wait(20)
+    assert newest(path) > killed - 1.0
+    assert read(path).finished != both
+    assert listing.row(path).state == "cut off"
+    assert any(finding.good is False for finding in verify(path))
+    with path.joinpath("streams.xdf").open("ab") as file:
+        file.write(b"\x04\xff\xff\x00\x00\x03\x00half a chunk" if both else b"")  # a write that was torn
+    repaired = streamdec("sessions", "repair", path)
+    assert repaired.returncode == 0, repaired.stderr
+    assert ("at most 1 s" if both else "nothing of it is lost") in repaired.stdout
+    assert ("19 bytes at byte" in repaired.stdout) == both
+    recording = read(path)
+    assert (recording.finished, recording.problems) == (True, ())
+    assert newest(path) > killed - 1.0
+    about = folder.read_about(path)
+    assert about.end is not None
+    assert (about.end.reason, about.end.broken) == ("cut off", "")
+    assert killed - 1.0 < about.end.at.lsl < killed + 0.1
+    assert listing.row(path).state == "repaired"
+    assert not [finding for finding in verify(path) if finding.good is False]
+    assert repair(path) == ""
+    replayed = streamdec("replay", path, "--bundle", bundle)
+    assert replayed.returncode == 0, replayed.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A disk with room for a second or two; None where none may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    mounted = sys.platform == "linux" and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    yield disk if mounted else None
+    if mounted:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs or prlimit")
+def test_full_disk(tmp_path: Path, small_disk: Path | None, bundle: Path, plan: Plan) -> None:
+    """The session goes on, says so, and what is on the disk is whole."""
+    sessions = (small_disk or tmp_path) / "sessions"
+    with Feeder(plan), Serving(bundle, *streams(plan), "--record", sessions) as serving:
+        if small_disk is None:
+            resource.prlimit(recorder_of(serving).pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
+        broken = serving.session("unrecorded")
+        assert "streams.xdf" in broken.reason
+        serving.fresh(5)
+        serving.process.send_signal(15)
+        bye = serving.session("ended")
+        said, _ = serving.process.communicate(timeout=30)
+    assert serving.process.returncode == 0
+    assert "unrecorded: " in said
+    assert "the recording is broken: " in said
+    assert bye.counts is not None
+    assert bye.counts.unrecorded > 0
+    (path,) = sessions.iterdir()
+    recording = read(path)
+    assert recording.problems == ()
+    assert np.isfinite(recording.streams[0].data).all()
+    assert 250 < recording.streams[0].data.shape[1] < bye.counts.samples
+    listed = streamdec("sessions", "list", sessions).stdout
+    assert " broken" in listed
+    assert broken.reason in listed
+    assert "FAIL  broken: " in [finding.line()[: len("FAIL  broken: ")] for finding in verify(path)]
+
+
+def test_a_replay_with_the_same_bundle_is_the_same(recorded: Recorded) -> None:
+    """Without being told the config: it is the recorded one."""
+    replayed = streamdec("replay", recorded.path, "--bundle", recorded.bundle, "--verify")
+    assert replayed.returncode == 0, replayed.stderr
+    assert re.fullmatch(r"the same as recorded: \d+ messages", replayed.stdout.splitlines()[-1])
+
+
+def test_a_replay_with_another_bundle_says_what_differs(recorded: Recorded, room: Path) -> None:
+    """The other bundle guesses; what is said of both is counted again here."""
+    weights = np.random.default_rng(5).normal(size=(len(NAMES) * 151, DIM))
+    other = write_bundle(room / "other.zip", weights=weights)
+    output = room / "other.jsonl"
+    replayed = streamdec("replay", recorded.path, "--bundle", other, "--output", output, "--verify")
+    assert (replayed.returncode, replayed.stderr) == (1, "")
+    old = [msgspec.json.decode(text, type=schema.AnyMessage) for text in read(recorded.path).feed]
+    new = [msgspec.json.decode(line, type=schema.AnyMessage) for line in output.read_bytes().splitlines()]
+    ours, theirs = ({m.onset_time: m for m in side if isinstance(m, schema.Retrieval)} for side in (old, new))
+    assert ours.keys() == theirs.keys()
+    agree = sum(ours[t].candidates[0].id == theirs[t].candidates[0].id for t in ours)
+    assert f"of {len(ours)} decided in both, {agree} have the same best candidate" in replayed.stdout
+    better = sum(theirs[t].rank < ours[t].rank for t in ours)
+    worse = sum(theirs[t].rank > ours[t].rank for t in ours)
+    assert worse > better
+    assert f"ranks: {better} better when replayed" in replayed.stdout
+    assert f"{worse} worse" in replayed.stdout
+    for side in (ours, theirs):
+        share = np.mean([m.rank == 1 for m in side.values()])
+        assert re.search(rf"first .*{100 * share:.1f} % \[", replayed.stdout)
+    assert "simulated EEG" in replayed.stdout
+    assert "first difference, message" in replayed.stdout

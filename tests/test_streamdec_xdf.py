@@ -162,6 +162,35 @@ def test_garbage_costs_no_more_than_up_to_the_next_boundary(tmp_path: Path) -> N
     assert len(texts.stamps) == 0
 
 
+def test_repaired_anywhere_it_is_whole_and_as_it_was_read(tmp_path: Path) -> None:
+    """Cut anywhere, and with any byte changed: what could be read before, and nothing else, is there after."""
+    data, path = small_file(), tmp_path / "a.xdf"
+    heads = (
+        xdf.file_header("2026-01-01T00:00:00+00:00"),
+        *map(xdf.stream_header, (1, 2), map(write_header, (EEG, TEXTS))),
+    )
+    start = len(b"".join(heads))
+    damaged = [data[:stop] for stop in range(start, len(data), 3)]
+    damaged += [data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :] for at in range(start, len(data), 5)]
+    for number, content in enumerate(damaged):
+        path.write_bytes(content)
+        before, problems = xdf.read(path)
+        assert xdf.repair(path) == problems
+        after, none = xdf.read(path)
+        assert none == []
+        for was, now in zip(before, after, strict=True):
+            assert now.finished
+            np.testing.assert_array_equal(was.stamps, now.stamps)
+            assert was.values.tolist() == now.values.tolist()
+            np.testing.assert_array_equal(was.offsets, now.offsets)
+        if number % 5 == 0 and len(content) < len(data):
+            streams, _ = pyxdf.load_xdf(str(path), synchronize_clocks=False, dejitter_timestamps=False)
+            for now, oracle in zip(after, streams, strict=True):
+                np.testing.assert_array_equal(now.stamps, oracle["time_stamps"])
+                assert oracle["footer"]["info"]["sample_count"] == [str(len(now.stamps))]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @given(st.data())
 def test_no_damage_raises_anything_else(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     damaged = bytearray(small_file())

@@ -17,7 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from ..metrics import binomial_interval
+from streamdec.intervals import binomial_interval
+
 from .page import Picture
 
 Curve: TypeAlias = Mapping[float, float]  # x -> y

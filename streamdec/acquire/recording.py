@@ -151,7 +151,8 @@ class Recording(msgspec.Struct, frozen=True, eq=False):
 
     ``events`` what came in, in the loop's order, and ``feed`` the JSON headers of what went out, where our recorder
     wrote the file; the EEG stream is then the first of ``streams``, the marker stream the second. ``description`` JSON
-    of what the session ran with. ``problems`` what could not be read, or was not recorded.
+    of what the session ran with. ``problems`` what could not be read, or was not recorded; ``finished`` whether the
+    recorder came to its end.
     """
 
     path: Path
@@ -161,6 +162,7 @@ class Recording(msgspec.Struct, frozen=True, eq=False):
     session: str = ""
     description: str = ""
     problems: tuple[str, ...] = ()
+    finished: bool = True
 
     @property
     def start(self) -> float:
@@ -210,9 +212,11 @@ def _read_xdf(path: Path) -> Recording:
     raw, problems = xdf.read(path)
     logs = {stream.info.name: stream for stream in raw if stream.info.name in (journal.EVENTS, journal.FEED)}
     streams = [stream for stream in raw if stream.info.name not in logs]
-    if journal.EVENTS not in logs:
-        return Recording(path, tuple(map(_recorded, streams)), problems=tuple(problems))
-    return _read_session(path, streams, logs, problems)
+    if journal.EVENTS in logs:
+        recording = _read_session(path, streams, logs, problems)
+    else:
+        recording = Recording(path, tuple(map(_recorded, streams)), problems=tuple(problems))
+    return msgspec.structs.replace(recording, finished=all(stream.finished for stream in raw))
 
 
 def _recorded(raw: xdf.RawStream) -> RecordedStream:

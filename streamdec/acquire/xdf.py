@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -115,14 +116,17 @@ def _row(dtype: np.dtype[np.generic], n_chans: int) -> np.dtype[np.void]:
 class RawStream(msgspec.Struct, eq=False):
     """A stream as stored.
 
-    ``stamps`` (n_times,) float64; ``values`` (n_times, n_chans), texts as an object array of str; ``offsets`` (n, 2)
-    float64: collection time on the sender's clock, value.
+    ``id`` in the file; ``stamps`` (n_times,) float64; ``values`` (n_times, n_chans), texts as an object array of str;
+    ``offsets`` (n, 2) float64: collection time on the sender's clock, value. ``finished`` whether the file has its
+    footer, which a recorder writes last.
     """
 
+    id: int
     info: StreamInfo
     stamps: Float64
     values: npt.NDArray[np.generic]
     offsets: Float64
+    finished: bool
 
 
 class _Damaged(Exception):
@@ -149,15 +153,73 @@ def read(path: Path) -> tuple[list[RawStream], list[str]]:
     RecordingError
         There is no such file, or it is no XDF file.
     """
+    data, problems = _open(path)
+    parts, _ = _parse(data, problems)
+    return [part.assemble(id) for id, part in parts.items()], problems
+
+
+def repair(path: Path) -> list[str]:
+    """Make a damaged or unfinished file whole: leave out what cannot be read, and close every stream.
+
+    The new file takes the old one's place once it is complete, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        An .xdf file, not compressed.
+
+    Returns
+    -------
+    list of str
+        What could not be read, as :func:`read` says it.
+
+    Raises
+    ------
+    RecordingError
+        It is no XDF file, or the new one cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        problems = _rewrite(path, part)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        do = "make room for a second file of its size beside it"
+        raise RecordingError(f"cannot repair {path}", got=error.strerror, do=do) from error
+    return problems
+
+
+def _rewrite(path: Path, out: Path) -> list[str]:
+    data, problems = _open(path)
+    parts, whole = _parse(data, problems)
+    with out.open("wb") as file:
+        file.write(MAGIC)
+        for start, stop in whole:
+            file.write(data[start:stop])
+        for id, part in parts.items():
+            stream = part.assemble(id)
+            first, last = (float(stream.stamps[0]), float(stream.stamps[-1])) if len(stream.stamps) else (0.0, 0.0)
+            offsets: list[tuple[float, float]] = stream.offsets.tolist()
+            file.write(stream_footer(id, first, last, len(stream.stamps), offsets))
+        file.flush()
+        os.fsync(file.fileno())
+    return problems
+
+
+def _open(path: Path) -> tuple[memoryview, list[str]]:
+    """Map a file, or inflate it; also say what is wrong with the compression."""
     try:
         with path.open("rb") as file:
             start = file.read(4)
             if start[:2] == b"\x1f\x8b":
                 file.seek(0)
-                return _parse(path, *_inflate(file.read()))
+                data, problems = _inflate(file.read())
+                if data[:4] != MAGIC:
+                    raise RecordingError(f"{path}", got="a compressed file without XDF inside", allowed="XDF")
+                return data, problems
             if start != MAGIC:
                 raise RecordingError(f"{path}", got=f"a file that begins with {start!r}", allowed="XDF")
-            return _parse(path, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), [])
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), []
     except OSError as error:
         raise RecordingError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -174,15 +236,26 @@ def _inflate(packed: bytes) -> tuple[memoryview, list[str]]:
             return memoryview(b""), []
 
 
-def _parse(path: Path, data: memoryview, problems: list[str]) -> tuple[list[RawStream], list[str]]:
-    if data[:4] != MAGIC:
-        raise RecordingError(f"{path}", got="a compressed file without XDF inside", allowed="XDF")
+def _parse(data: memoryview, problems: list[str]) -> tuple[dict[int, _Parts], list[tuple[int, int]]]:
+    """Take in every chunk that can be read.
+
+    Returns
+    -------
+    parts : dict of int to _Parts
+        By the stream's id.
+    whole : list of (int, int)
+        Where whole chunks lie, those that end a stream left out.
+    """
     parts: dict[int, _Parts] = {}
+    whole: list[tuple[int, int]] = []
     position = len(MAGIC)
     while position < len(data):
         try:
             tag, content, after = _next(data, position)
             _take(parts, tag, content)
+            if tag != STREAM_FOOTER:
+                joins = bool(whole) and whole[-1][1] == position
+                whole.append((whole.pop()[0] if joins else position, after))
             position = after
         except (_Damaged, StreamError) as error:
             resume = _after_boundary(data, position + 1)
@@ -191,7 +264,7 @@ def _parse(path: Path, data: memoryview, problems: list[str]) -> tuple[list[RawS
             if resume is None:
                 break
             position = resume
-    return [part.assemble() for part in parts.values()], problems
+    return parts, whole
 
 
 def _next(data: memoryview, position: int) -> tuple[int, memoryview, int]:
@@ -226,7 +299,7 @@ def _number(data: memoryview, position: int) -> tuple[int, int]:
 
 
 def _take(parts: dict[int, _Parts], tag: int, content: memoryview) -> None:
-    if tag not in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET):
+    if tag not in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER):
         return
     if len(content) < 4:
         raise _Damaged("a chunk without a stream")
@@ -237,6 +310,8 @@ def _take(parts: dict[int, _Parts], tag: int, content: memoryview) -> None:
         raise _Damaged(f"stream {stream} was never declared")
     elif tag == SAMPLES:
         parts[stream].add(content[4:])
+    elif tag == STREAM_FOOTER:
+        parts[stream].finished = True
     elif len(content) != 20:
         raise _Damaged("a clock offset of the wrong size")
     else:
@@ -248,6 +323,7 @@ class _Parts:
 
     def __init__(self, info: StreamInfo) -> None:
         self.info = info
+        self.finished = False
         self.offsets: list[tuple[float, float]] = []
         self._rows: list[npt.NDArray[np.void]] = []  # may be views of the mapped file: copied once, in assemble
         self._text = info.dtype == "string"
@@ -296,7 +372,7 @@ class _Parts:
             raise _Damaged("samples that end too early")
         return body[position : position + size]
 
-    def assemble(self) -> RawStream:
+    def assemble(self, id: int) -> RawStream:
         count = sum(map(len, self._rows))
         stamps, values = np.empty(count), np.empty((count, self.info.n_chans), self._type)
         start = 0
@@ -305,4 +381,5 @@ class _Parts:
             stamps[start:stop], values[start:stop] = rows["stamp"], rows["values"]
             start = stop
         self._rows.clear()
-        return RawStream(self.info, stamps, values, np.array(self.offsets, np.float64).reshape(-1, 2))
+        offsets = np.array(self.offsets, np.float64).reshape(-1, 2)
+        return RawStream(id, self.info, stamps, values, offsets, self.finished)

@@ -548,8 +548,8 @@ def essence(message: AnyMessage) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(message, session="", seq=0))
 
 
-def recorded_essence(headers: Iterable[str | bytes]) -> bytes:
-    """Reduce recorded headers (JSON) as :func:`essence` does, one line for each that leaves anything.
+def recorded(headers: Iterable[str | bytes]) -> list[AnyMessage]:
+    """Decode recorded headers (JSON).
 
     Raises
     ------
@@ -557,7 +557,12 @@ def recorded_essence(headers: Iterable[str | bytes]) -> bytes:
         Where a header is none of this version.
     """
     try:
-        return b"\n".join(filter(None, (essence(_JSON.decode(header)) for header in headers)))
+        return [_JSON.decode(header) for header in headers]
     except msgspec.DecodeError as error:
-        do = "replay it with the streamdec that recorded it"
+        do = "read it with the streamdec that recorded it"
         raise FeedError("recorded feed cannot be read", got=str(error), do=do) from error
+
+
+def joined_essence(messages: Iterable[AnyMessage]) -> bytes:
+    """Reduce messages as :func:`essence` does, one line for each that leaves anything."""
+    return b"\n".join(filter(None, map(essence, messages)))

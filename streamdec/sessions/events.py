@@ -76,3 +76,8 @@ class Ends:
 def table(messages: Iterable[schema.AnyMessage], start: float) -> list[dict[str, str]]:
     """Make all rows of a session; ``start`` LSL clock, seconds."""
     return [row(*end, start) for end in filter(None, map(Ends(), messages))]
+
+
+def write(messages: Iterable[schema.AnyMessage], start: float) -> bytes:
+    """Make the whole file, as the recorder wrote it."""
+    return HEADER + b"".join(map(line, table(messages, start)))

@@ -19,13 +19,14 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from .. import __version__
 from ..acquire.record_worker import lock
-from ..acquire.recording import STREAMS
+from ..acquire.recording import STREAMS, Recording
+from ..config import Config, convert
 from ..errors import RecordingError
 from ..feed.schema import Counts
 from ..types import StreamInfo
@@ -209,6 +210,26 @@ def find(path: Path) -> list[Path]:
     if not found:
         raise RecordingError(f"no session at {path}", allowed="the folder of a session, or of several")
     return found
+
+
+def recorded_config(recording: Recording) -> Config | None:
+    """Give the config that was recorded beside the streams, None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        It is of another version of streamdec.
+    """
+    try:
+        fields = msgspec.json.decode(recording.description or "{}", type=_Description).config
+    except msgspec.DecodeError:
+        return None
+    where = f"config recorded in {recording.path} (name another: --config FILE)"
+    return None if fields is None else convert(fields, Config, where)
+
+
+class _Description(msgspec.Struct):
+    config: dict[str, Any] | None = None
 
 
 def _is_session(path: Path) -> bool:

@@ -1,0 +1,58 @@
+"""``streamdec sessions list``: what sessions there are, one row each."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import msgspec
+
+from ..errors import StreamdecError
+from ..types import StreamInfo
+from . import folder
+from .recorded import Recorded
+from .repair import newest_counts
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One session, as texts. ``note`` what to know of it, "" where all is well."""
+
+    name: str
+    start: str
+    length: str
+    streams: str
+    decided: str
+    bundle: str
+    state: str
+    note: str = ""
+
+
+def row(path: Path) -> Row:
+    """Describe a session. One that ended is known from ``session.json``; of another all is read."""
+    try:
+        about = folder.read_about(path)
+        state, end = folder.state(path, about), about.end
+        seconds, counts = about.seconds, None if end is None else end.counts
+        if end is None and state != "recording":
+            session = Recorded.open(path)
+            seconds, counts = session.last - about.start.lsl, newest_counts(session)
+    except StreamdecError as error:
+        return Row(path.name, "", "", "", "", "", "broken", str(error))
+    note = "streamdec sessions repair" if end is None and state == "cut off" else ""
+    if end is not None:
+        note = end.broken or end.repaired
+    started = datetime.datetime.fromisoformat(about.start.utc).astimezone()
+    return Row(
+        path.name,
+        f"{started:%Y-%m-%d %H:%M}",
+        "" if seconds is None else f"{seconds // 60:.0f}:{seconds % 60:02.0f}",
+        ", ".join(_stream(info) for info in (about.eeg, about.markers) if info is not None),
+        "" if counts is None else f"{counts.decided} of {counts.onsets}",
+        f"{about.bundle.name} ({about.bundle.hash[:8]})",
+        state,
+        note,
+    )
+
+
+def _stream(info: StreamInfo) -> str:
+    return f"{info.n_chans} ch {info.sfreq:g} Hz" if info.sfreq else info.name

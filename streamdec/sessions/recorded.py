@@ -1,0 +1,66 @@
+"""A recorded session, read whole: its folder, its streams, its messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ..acquire.recording import Recording, read
+from ..feed import schema
+from . import folder
+
+_M = TypeVar("_M", bound=schema.Message)
+
+
+class Recorded(msgspec.Struct, frozen=True, eq=False):
+    """A recorded session.
+
+    Attributes
+    ----------
+    path : its folder.
+    about : what it was.
+    recording : its streams and events.
+    messages : what it published, in order; pictures and embeddings are not recorded.
+    """
+
+    path: Path
+    about: folder.About
+    recording: Recording
+    messages: list[schema.AnyMessage]
+
+    @classmethod
+    def open(cls, path: Path) -> Recorded:
+        """Read a session.
+
+        Raises
+        ------
+        RecordingError
+            It is no session, or cannot be read.
+        FeedError
+            Its messages are of another version.
+        """
+        about, recording = folder.read_about(path), read(path)
+        return cls(path, about, recording, schema.recorded(recording.feed))
+
+    def of(self, kind: type[_M]) -> list[_M]:
+        """Give the messages of one kind."""
+        return [message for message in self.messages if isinstance(message, kind)]
+
+    @property
+    def decisions(self) -> list[schema.Retrieval]:
+        """The final decisions."""
+        return [decision for decision in self.of(schema.Retrieval) if decision.final]
+
+    @property
+    def account(self) -> schema.Counts | None:
+        """The account the session closed with, None where it was killed before."""
+        return next((m.counts for m in self.of(schema.Session) if m.state == "ended"), None)
+
+    @property
+    def last(self) -> float:
+        """LSL clock of the last that came in or went out."""
+        times = [float(stream.times.max()) for stream in self.recording.streams if len(stream.stamps)]
+        times += [message.time for message in self.of(schema.Session)]
+        return max(times, default=self.about.start.lsl)
