@@ -18,7 +18,7 @@ from .config import Config
 from .decode.bundle import Bundle
 from .errors import StreamdecError, StreamError
 from .intake import Intake, Notice
-from .serve import drift_warning, engines, intake_settings, open_bundle
+from .serve import engines, intake_settings, misfits, open_bundle
 from .signal.quality import robust_sd
 from .types import Chunk, Connection, Marker, Onset, StreamInfo
 
@@ -71,8 +71,6 @@ def examine(config: Config, seconds: float) -> Iterator[Finding]:
             return
         if bundle.manifest.calibrated is not None:
             yield Finding("ok", f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}")
-        if drift := drift_warning(bundle):
-            yield Finding("warning", drift)
         yield from _rehearse(bundle, config)
     inlet = LslInlet(
         config.inlet.eeg, None if config.intake.trigger else config.inlet.markers, stall=config.inlet.stall
@@ -98,6 +96,7 @@ def _listen(inlet: Inlet, bundle: Bundle | None, config: Config, seconds: float)
             yield Finding("warning", f"channels missing, will be interpolated: {', '.join(intake.map.missing)}")
         else:
             yield Finding("ok", f"all {len(manifest.signal.ch_names)} channels of the bundle are there")
+        yield from (Finding("warning", misfit) for misfit in misfits(bundle, intake))
     onsets: list[Onset] = []
     refused: list[Refused] = []
     notices: list[Notice] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -51,17 +51,21 @@ def intake_settings(bundle: Bundle, config: Config) -> IntakeSettings:
     return replace(settings, markers=markers, unit=settings.unit or calibrated.unit)
 
 
-def drift_warning(bundle: Bundle) -> str:
-    """Say that the marker latency a bundle was calibrated to does not last; "" where it does."""
+def misfits(bundle: Bundle, intake: Intake) -> Iterator[str]:
+    """Say what the bundle's calibration does not fit: a cap without other channels, a latency that does not last."""
     calibrated = bundle.manifest.calibrated
-    latency = None if calibrated is None else calibrated.latency
-    if latency is None or latency.drift is None or not latency.drifts:
-        return ""
-    minutes = 0.01 / abs(latency.drift) / 60
-    return (
-        f"markers and EEG drift apart by {6e4 * latency.drift:+.1f} ms/min, as the block showed: after {minutes:.1f} "
-        "min epochs are 10 ms off; let the amplifier's LSL outlet stamp by the clock, or calibrate anew before then"
-    )
+    if calibrated is None:
+        return
+    if set(calibrated.missing) != set(intake.map.missing):
+        now, then = (", ".join(names) or "none" for names in (intake.map.missing, calibrated.missing))
+        yield f"channels missing: {now}; the bundle was calibrated with {then} missing: calibrate it anew"
+    latency = calibrated.latency
+    if latency is not None and latency.drift is not None and latency.drifts:
+        yield (
+            f"markers and EEG drift apart by {6e4 * latency.drift:+.1f} ms/min, as the block showed: after "
+            f"{0.01 / abs(latency.drift) / 60:.1f} min epochs are 10 ms off; let the amplifier's LSL outlet stamp by "
+            "the clock, or calibrate anew before then"
+        )
 
 
 def engines(bundle: Bundle, config: Config, fell_back: Callable[[str], None] | None = None) -> dict[float, Engine]:
@@ -182,7 +186,7 @@ def serve(config: Config, log: Log) -> Counts:
     bundle = open_bundle(config)
     if bundle.manifest.calibrated is not None:
         log.say(f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}")
-    warnings = list(filter(None, [drift_warning(bundle)]))
+    warnings: list[str] = []
     encoders = engines(bundle, config, warnings.append)
     log.session = session_id = uuid.uuid4().hex
     with ExitStack() as stack:
@@ -219,7 +223,7 @@ def serve(config: Config, log: Log) -> Counts:
         gc.freeze()
         try:
             live.start(inlet.eeg, inlet.markers)
-            for warning in warnings:
+            for warning in (*warnings, *misfits(bundle, live.intake)):
                 live.warn(warning)
             log.say(f"feed at {publisher.endpoint}")
             if kept is not None:

@@ -19,9 +19,9 @@ Kind: TypeAlias = Literal["kept", "whitening", "euclidean", "riemannian"]
 ALIGNER = "aligner"
 """Name of the array, and of the chain's last step."""
 
-_MOST = 200  # covariances whose geometric mean is taken: each iteration decomposes them all
+_MOST = 64  # covariances whose geometric mean is taken: each iteration decomposes them all
 _ITERATIONS = 50
-_TOLERANCE = 1e-6
+_TOLERANCE = 1e-5
 
 
 def covariances(epochs: Float32) -> Float64:
@@ -53,7 +53,7 @@ def aligner(kind: Kind, of_block: Float64, reference: Float64) -> Float64:
 def geometric_mean(matrices: Float64) -> Float64:
     """Mean of covariances by the affine-invariant metric, by fixed-point iteration.
 
-    Of more than 200, those of means of consecutive ones.
+    Of more than 64, that of the means of so many groups of consecutive ones.
 
     References
     ----------

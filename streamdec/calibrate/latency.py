@@ -25,6 +25,7 @@ _WIDTH = 0.06  # s within which the delays of one screen lie
 _TWO_LEVELS = 0.6  # of the way from dark to light that hardly a sample may lie in
 _MATCHED = 0.5  # of the onsets must have their flash
 _BREAK = 1.0  # s between two stamps that ends a straight line
+_VAGUE = 0.02  # s: a latency less certain than this is none
 _MOST_PAIRS = 1000  # delays a slope is taken from: its cost goes with their square
 
 
@@ -180,7 +181,7 @@ def evoked(parts: Float32, weights: Float64, expected: Float32, rate: float, lea
     Raises
     ------
     CalibrationError
-        The best lag is the first or the last one, or nothing resembles what is expected.
+        The best lag is the first or the last one, nothing resembles what is expected, or the interval is too wide.
     """
     n = len(parts)
     best, score = _peak(_resemblance(parts, weights, expected))
@@ -193,8 +194,14 @@ def evoked(parts: Float32, weights: Float64, expected: Float32, rate: float, lea
     left_out = [_peak(_resemblance(parts, np.where(np.arange(n) == k, 0.0, weights), expected))[0] for k in range(n)]
     spread = np.array(left_out) - np.mean(left_out)
     error = float(np.sqrt((n - 1) / n * np.sum(spread**2)))
-    reach = max(float(stats.t.ppf(0.975, n - 1)) * error, 0.5) / rate if np.isfinite(error) else float(lead / rate)
+    reach = max(float(stats.t.ppf(0.975, n - 1)) * error, 0.5) / rate if np.isfinite(error) else np.inf
     seconds = (best - lead) / rate
+    if reach > _VAGUE:
+        raise CalibrationError(
+            "evoked response of the block",
+            got=f"a delay of {1e3 * seconds:.0f} ms, give or take {1e3 * reach:.0f} ms",
+            do="record a longer block, or measure the latency with a photodiode",
+        )
     source = f"the evoked response (correlation {score:.2f})"
     return MarkerLatency(seconds, (seconds - reach, seconds + reach), source, int(weights.sum()))
 

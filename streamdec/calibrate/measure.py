@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
+from scipy import signal
 
 from ..acquire.inlet import Inlet
 from ..acquire.recording import RecordedStream
@@ -21,6 +22,7 @@ from .block import N_FOLDS, Folds, placed, widened
 
 _BEFORE, _AFTER = 0.1, 0.3  # s: marker latencies looked for in the evoked response, at most
 _LAGS = 1000.0  # a second
+_SMOOTH = 30.0  # Hz: above it lies little of an evoked response, and the mains, whose phase images every 200 ms share
 _WANDERS = 0.005  # s of scatter of the light about its line on the live clock
 
 Report = Callable[[str], None]
@@ -121,7 +123,7 @@ def by_evoked(
     CalibrationError
         The bundle does not say what is expected, or the block does not show it.
     """
-    signal, head = bundle.manifest.signal, bundle.manifest.heads[-1]
+    wanted, head = bundle.manifest.signal, bundle.manifest.heads[-1]
     expected = bundle.array(head, "evoked")
     if expected is None:
         raise CalibrationError(
@@ -129,12 +131,12 @@ def by_evoked(
             got="no photodiode, and a bundle without its evoked response",
             do="export the bundle again (streamdec-train export), add a photodiode, or give --latency",
         )
-    rate = Rate(signal.sfreq)
+    rate = Rate(wanted.sfreq)
     before, after = min(_BEFORE, soa / 4), min(_AFTER, 3 * soa / 4)
-    wide = widened(signal, before, after)
-    first, n_times = signal.window
+    wide = widened(wanted, before, after)
+    first, n_times = wanted.window
     lead = first - wide.window[0]
-    sums = np.zeros((N_FOLDS, len(signal.ch_names), wide.window[1]))
+    sums = np.zeros((N_FOLDS, len(wanted.ch_names), wide.window[1]))
     counts = np.zeros(N_FOLDS)
     gallery = bundle.gallery
     for each in cutting(inlet, wide, settings):
@@ -153,10 +155,21 @@ def by_evoked(
     def at_each_lag(mean: Float64) -> Float32:
         return chain(np.stack([mean[:, start : start + n_times] for start in starts]).astype(np.float32))
 
-    parts: Float32 = np.stack([at_each_lag(mean) for mean in sums[some] / counts[some, None, None]])
+    means = _smooth(sums[some] / counts[some, None, None], rate.sfreq)
+    parts: Float32 = np.stack([at_each_lag(mean) for mean in means])
+    expected = _smooth(expected, chain.sfreq).astype(np.float32)
     found = latencies.evoked(parts, counts[some], expected, rate.sfreq / step, lead // step)
     without = []
     for fold in range(N_FOLDS):
         others = np.arange(N_FOLDS)[some] != fold
         without.append(latencies.evoked(parts[others], counts[some][others], expected, rate.sfreq / step, lead // step))
     return found, without
+
+
+def _smooth(responses: Float32 | Float64, sfreq: float) -> Float64:
+    """Low-pass without delay, (..., n_times)."""
+    wide = np.asarray(responses, np.float64)
+    if sfreq <= 2 * _SMOOTH:
+        return wide
+    sections = signal.butter(4, _SMOOTH, fs=sfreq, output="sos")
+    return np.asarray(signal.sosfiltfilt(sections, wide, padlen=min(24, wide.shape[-1] - 1)), np.float64)

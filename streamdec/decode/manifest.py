@@ -131,8 +131,8 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How well shown images were found again among ``n_candidates``, from ``repetitions`` presentations at a time.
 
     ``n`` decisions on ``n_stimuli`` images. ``top1``, ``top5`` shares of them, ``median_rank`` from 1; the intervals
-    are 95 %, by bootstrap over the images. ``log_probability`` mean natural logarithm of the probability that the
-    shown image was given; to know nothing is ``-log(n_candidates)``.
+    are 95 %, and allow for decisions on one image being alike. ``log_probability`` mean natural logarithm of the
+    probability that the shown image was given; to know nothing is ``-log(n_candidates)``.
     """
 
     repetitions: int
