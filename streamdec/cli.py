@@ -17,6 +17,7 @@ import msgspec
 
 from . import __version__
 from .calibrate import cli as calibrate_cli
+from .dashboard import cli as dashboard_cli
 from .errors import ConfigError, StreamdecError
 from .present import cli as present_cli
 from .relay import cli as relay_cli
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--generator", type=Path, metavar="FOLDER", help="make captions and pictures with this generator"
     )
+    serve.add_argument("--dashboard", action="store_true", help="show it on a web page of this machine")
     _feed_options(serve)
 
     record = command("record", _record, "record an EEG stream and its markers; needs no bundle")
@@ -132,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--full", action="store_true", help="with captions and pictures, by small models (needs the extra `generate`)"
     )
+    demo.add_argument("--dashboard", action="store_true", help="on a web page too")
     demo.add_argument("--headless", action="store_true", help="print a summary instead of the table")
     demo.add_argument(
         "--seconds", type=float, help="stop after so many seconds (default: when you press Ctrl-C; 30 with --headless)"
@@ -155,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     present_cli.add(command)
     relay_cli.add(command)
     calibrate_cli.add(command)
+    dashboard_cli.add(command)
 
     keys = command("keys", _keys, "make the CURVE keys of a feed that is read, or workers that run, on other machines")
     keys.add_argument("folder", type=Path, help="new folder: the server's keys, and a folder to hand over per client")
@@ -174,7 +178,7 @@ def _serve(options: argparse.Namespace) -> int:
     from .sessions.log import Console, Log
 
     log = Log(Console(as_json=options.log_json))
-    log.say(account(serve(configured(options), log)))
+    log.say(account(serve(configured(options), log, dashboard=options.dashboard)))
     return 0
 
 
@@ -288,7 +292,7 @@ def _demo(options: argparse.Namespace) -> int:
     from .demo import demo
 
     seconds = options.seconds if options.seconds or not options.headless else 30.0
-    return demo(seconds, headless=options.headless, say=_say, full=options.full)
+    return demo(seconds, headless=options.headless, say=_say, full=options.full, dashboard=options.dashboard)
 
 
 def _doctor(options: argparse.Namespace) -> int:

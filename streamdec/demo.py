@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .acquire.lsl import loopback
+from .dashboard import child
 from .errors import ConfigError, StreamError
 from .feed.subscriber import Subscriber
 from .simulate.amplifier import CATCH
@@ -103,7 +104,9 @@ def simulated_session(*, full: bool = False) -> Iterator[Subscriber]:
         yield stack.enter_context(Subscriber(endpoint))
 
 
-def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None], full: bool = False) -> int:
+def demo(
+    seconds: float | None, *, headless: bool, say: Callable[[str], None], full: bool = False, dashboard: bool = False
+) -> int:
     """Run the demo for ``seconds`` (None: until Ctrl-C); return 0 when images were found far above chance.
 
     Parameters
@@ -115,6 +118,8 @@ def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None], f
         Takes a line for the user.
     full : bool
         With captions and reconstructions; then captions must also say more than those of other images would.
+    dashboard : bool
+        On a web page too.
 
     Raises
     ------
@@ -126,7 +131,9 @@ def demo(seconds: float | None, *, headless: bool, say: Callable[[str], None], f
         raise ConfigError(f"demo --full needs {', '.join(missing)}", do='install it: pip install ".[generate]"')
     easier = f", its responses {FULL_DISTINCTNESS:g} times as distinct as people's," if full else ""
     say(f"a simulated subject{easier} sees {_N_IMAGES} images over and over; starting amplifier and decoder ...")
-    with simulated_session(full=full) as subscriber:
+    with simulated_session(full=full) as subscriber, ExitStack() as stack:
+        if dashboard:
+            say(child.start(stack, subscriber.endpoint))
         if headless:
             return _summary(subscriber, seconds, say, full=full)
         from rich.console import Console

@@ -168,7 +168,7 @@ class Generation:
         asked = self._open.pop(drop.id)
         self._tally[asked.kind]["dropped"] += 1
         self._tally[asked.kind]["superseded"] += drop.reason == "superseded"
-        return schema.Dropped(what=asked.kind, text="", reason=drop.reason, key=asked.key)
+        return schema.Dropped(what=asked.kind, text="", reason=drop.reason, key=asked.key, onset_time=asked.onset_time)
 
     def _notice(self, notice: Notice) -> schema.Session | None:
         """Say that a worker is lost, or there (again); that it is starting is in the statistics."""

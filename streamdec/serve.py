@@ -13,6 +13,7 @@ import msgspec
 from .acquire.inlet import Inlet
 from .acquire.lsl import LslInlet, local_clock
 from .config import Config
+from .dashboard import child
 from .decode import bundle as bundles
 from .decode.adapt import AdaptedEngine
 from .decode.bundle import Bundle
@@ -174,7 +175,7 @@ def generate(
     return Generation(client, budgets, clock), missing
 
 
-def serve(config: Config, log: Log) -> Counts:
+def serve(config: Config, log: Log, *, dashboard: bool = False) -> Counts:
     """Serve until SIGINT or SIGTERM; return the account.
 
     Parameters
@@ -182,6 +183,8 @@ def serve(config: Config, log: Log) -> Counts:
     config : Config
     log : Log
         Told what was found, when the session is ready, and what changes while it runs.
+    dashboard : bool
+        Start one beside it.
     """
     bundle = open_bundle(config)
     if bundle.manifest.calibrated is not None:
@@ -193,6 +196,8 @@ def serve(config: Config, log: Log) -> Counts:
         stopped = stack.enter_context(until_signal())
         publisher = Publisher(config.feed, session_id)
         stack.callback(publisher.close)
+        if dashboard:
+            log.say(child.start(stack, publisher.endpoint, config.feed.keys))
         outlet = Minutes(publisher, log)
         generating = generate(bundle, config, stack, log.say)
         if generating is not None:

@@ -264,12 +264,14 @@ class Dropped(Message, frozen=True, kw_only=True, tag="dropped", tag_field="topi
     text : of it, as received.
     reason : why it was dropped.
     key : stimulus key of a caption or reconstruction.
+    onset_time : LSL clock; of the stimulus, likewise; else null.
     """
 
     what: Literal["marker", "record", "caption", "reconstruction"]
     text: str
     reason: str
     key: str = ""
+    onset_time: float | None = None
 
 
 class Counts(msgspec.Struct, frozen=True):
