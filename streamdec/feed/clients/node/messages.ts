@@ -168,6 +168,8 @@ export interface Dropped {
   reason: string;
   /** stimulus key of a caption or reconstruction. */
   key: string;
+  /** LSL clock; of the stimulus, likewise; else null. */
+  onset_time: number | null;
 }
 
 /** The session or one of its streams changed state. */
