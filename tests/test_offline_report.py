@@ -22,11 +22,12 @@ from offline.data.store import Item, Prepared
 from offline.evaluate import Evaluation
 from offline.report import gather, inside, published, tables, views
 from offline.report.gather import DataSet, Gathered
-from offline.report.page import Document, Picture, Section, Table, Text, to_html
 from offline.report.write import compose, report
 from offline.summary import summarise
 from streamdec.decode.gallery import Gallery
 from streamdec.errors import ConfigError, DataError
+from streamdec.page.document import Document, Picture, Section, Table, Text, to_html
+from streamdec.page.scalp import flattened
 
 VOID = {"meta", "img", "br", "hr", "link"}
 LOCAL = ("data:", "#")
@@ -316,13 +317,13 @@ def test_occlusion_finds_the_one_channel_that_tells() -> None:
 
 def test_places_on_the_scalp() -> None:
     names = ("Oz", "Fpz", "T7", "T8", "Cz")
-    oz, fpz, t7, t8, cz = views.flattened(names)
+    oz, fpz, t7, t8, cz = flattened(names)
     assert oz[1] < -0.8 < 0.8 < fpz[1], "nose up"
     assert t7[0] < -0.8 < 0.8 < t8[0]
     assert np.linalg.norm(cz) < 0.1
     assert max(np.linalg.norm([oz, fpz, t7, t8], axis=1)) < 1.1
-    assert views.flattened(("Oz", "Cz", "Pz", "MEG0111")) is None
-    assert views.flattened(("Oz", "Cz", "Pz")) is None
+    assert flattened(("Oz", "Cz", "Pz", "MEG0111")) is None
+    assert flattened(("Oz", "Cz", "Pz")) is None
 
 
 def test_scalp_map_names_the_strongest_channel() -> None:

@@ -1,100 +1,21 @@
-"""Figures of results, as SVG that follows the reader's light or dark scheme and prints in black.
-
-Colours are those of Okabe and Ito, which colour-blind people tell apart; what differs in colour differs in marker or
-line too.
-"""
+"""Figures of results."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from streamdec.intervals import binomial_interval
-
-from .page import Picture
+from streamdec.page.document import Picture
+from streamdec.page.drawing import COLOURS, INK, LINES, WIDTH, drawn, legend, panels, style
 
 Curve: TypeAlias = Mapping[float, float]  # x -> y
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
-INK, SOFT = "#1f2328", "#8b949e"  # stand for the page's own colours: see _SCHEME
-WIDTH = 8.8  # inches
 MAX_BANDS = 4
-
-_SCHEME = (
-    "<style>svg{color:%s}@media screen and (prefers-color-scheme:dark){svg{color:#e6e9ec}}</style>" % INK  # noqa: UP031
-)
-_STYLE: Any = {  # matplotlib's own type of it lists every key there is
-    "svg.fonttype": "path",
-    "svg.hashsalt": "streamdec",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": SOFT,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.0,
-    "image.interpolation": "nearest",
-}
-
-
-def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None], alt: str, caption: str) -> Picture:
-    """Draw a figure: ``draw`` fills it; ``size`` in inches."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure)
-        out = io.BytesIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, dpi=150, metadata=nothing)
-    text = out.getvalue().decode()
-    text = text.replace(INK, "currentColor")
-    start = text.index(">", text.index("<svg")) + 1
-    return Picture(f"{name}.svg", (text[:start] + _SCHEME + text[start:]).encode(), alt, caption)
-
-
-def style(number: int) -> dict[str, Any]:
-    """Colour, marker and line of the ``number``-th of several things."""
-    turn = number // len(COLOURS)
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[turn % len(LINES)],
-    }
-
-
-def panels(figure: Figure, n: int, columns: int, **shared: Any) -> list[Axes]:
-    """Make ``n`` axes in rows of ``columns``."""
-    columns = min(columns, n)
-    grid = figure.subplots(-(-n // columns), columns, squeeze=False, **shared).ravel()
-    for spare in grid[n:]:
-        spare.remove()
-    return list(grid[:n])
 
 
 def per_subject(
@@ -185,7 +106,7 @@ def curves(
         ax.annotate("chance", (1.01, 100 * chance), xycoords=("axes fraction", "data"), va="center", fontsize=8)
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel(labels[1])
-        _legend(figure, axes, sorted(numbers, key=lambda method: numbers[method]))
+        legend(figure, axes, sorted(numbers, key=lambda method: numbers[method]))
 
     said = "; ".join(
         f"{title}, {method}: " + ", ".join(f"{x:g}: {100 * np.mean(points[x]):.3g}" for x in sorted(points))
@@ -221,7 +142,7 @@ def lines(
             ax.set_xlabel(labels[0])
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel(labels[1])
-        _legend(figure, axes, names)
+        legend(figure, axes, names)
 
     said = "; ".join(
         f"{title}, {quantity}: {next(iter(mean.values())):.3g} at first, {list(mean.values())[-1]:.3g} at last"
@@ -236,13 +157,3 @@ def lines(
 def _mean(runs: Sequence[Curve]) -> dict[float, float]:
     places = sorted({x for run in runs for x in run})
     return {x: float(np.mean([run[x] for run in runs if x in run])) for x in places}
-
-
-def _legend(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> None:
-    found: dict[str, Any] = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    if len(found) > 1:
-        ordered = [name for name in names if name in found]
-        figure.legend([found[name] for name in ordered], ordered, loc="outside upper center", ncols=min(len(found), 5))

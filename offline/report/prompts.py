@@ -18,14 +18,14 @@ from torch import Tensor
 
 from models.neuroclip import NeuroClipVision
 from streamdec.decode.gallery import unit
+from streamdec.page.document import Picture
+from streamdec.page.drawing import COLOURS, INK, drawn
 from streamdec.types import Float32
 
 from ..data.store import Item
 from ..experiment import Opened
 from ..methods.network import NetworkEncoder
 from ..targets.tokens import SIGMAS
-from .figures import COLOURS, INK, drawn
-from .page import Picture
 from .views import bare, thumbnail
 
 _WIDTH = 7.2  # inches

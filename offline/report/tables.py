@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from streamdec.page.document import Column, Table
+
 from ..evaluate import Evaluation, Retrieval
 from ..summary import Mean, summarise
 from .gather import DataSet, Entry, Variant
-from .page import Column, Table
 from .published import N_CANDIDATES, Published, published
 
 PROTOCOLS = {"intra": "intra-subject", "left_out": "subject left out"}

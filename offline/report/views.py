@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
 from streamdec.errors import DataError
-from streamdec.signal.montage import has_position, positions
+from streamdec.page.document import Picture
+from streamdec.page.drawing import COLOURS, INK, MARKERS, WIDTH, drawn, panels
+from streamdec.page.scalp import flattened, scale_bar, topomap
 from streamdec.types import Float32, Float64
 
 from ..data.store import Item
 from ..metrics import dissimilarity, rsa
 from ..targets.images import UInt8, read_rgb
 from ..targets.saliency import Saliency, attention, saliency, weighted
-from .figures import COLOURS, INK, MARKERS, WIDTH, drawn
 from .inside import Case, Look, most_frequent
-from .page import Picture
 
 N_CATEGORIES = len(COLOURS)
 _SHEET = 7.2  # inches
@@ -112,41 +109,14 @@ def scalp(name: str, title: str, maps: Mapping[str, Float64], ch_names: Sequence
     flat = flattened(ch_names)
     if flat is None:
         return None
-    import mne
-
     limit = max(float(np.abs(values).max()) for values in maps.values()) or 1.0
 
     def draw(figure: Figure) -> None:
-        columns = min(len(maps), 5)
-        grid = figure.subplots(-(-len(maps) // columns), columns, squeeze=False).ravel()
-        for ax in grid[len(maps) :]:
-            ax.remove()
-        for ax, (heading, values) in zip(grid, maps.items(), strict=False):
-            with warnings.catch_warnings():  # of the layout engine, which mne does not know
-                warnings.simplefilter("ignore")
-                mne.viz.plot_topomap(
-                    values,
-                    flat,
-                    axes=ax,
-                    show=False,
-                    cmap="RdBu_r",
-                    vlim=(-limit, limit),
-                    sphere=(0.0, 0.0, 0.0, 1.0),
-                    extrapolate="head",
-                    contours=0,
-                    sensors="k.",
-                )
-            for artist in (*ax.lines, *ax.collections):
-                artist.set_clip_on(False)
-            for line in ax.lines:
-                line.set_color(INK)
-                line.set_markersize(2)
+        axes = panels(figure, len(maps), 5)
+        for ax, (heading, values) in zip(axes, maps.items(), strict=True):
+            topomap(ax, values, flat, limit)
             ax.set_title(heading)
-        shades = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
-        bar = figure.colorbar(shades, ax=grid[: len(maps)].tolist(), shrink=0.7, pad=0.02)
-        bar.ax.spines["outline"].set_visible(False)
-        bar.set_label("loss of margin", fontsize=8)
-        bar.ax.tick_params(labelsize=7.5)
+        scale_bar(figure, axes, limit, "loss of margin")
 
     rows = -(-len(maps) // 5)
     mean = np.mean(list(maps.values()), axis=0)
@@ -155,20 +125,6 @@ def scalp(name: str, title: str, maps: Mapping[str, Float64], ch_names: Sequence
     size = (1.2 + 1.5 * min(len(maps), 5), 0.4 + 1.7 * rows)
     said = f"{title}. {caption} Most: {strongest}."
     return drawn(name, size, draw, alt, said)
-
-
-def flattened(ch_names: Sequence[str]) -> Float64 | None:
-    """Places of channels on a disc of radius 1, nose up: (n_chans, 2) float64; None where one has none, or under four.
-
-    Azimuthal: the distance from the middle is the angle from the top, the equator of the 10-20 sphere lies at 0.94.
-    """
-    if len(ch_names) < 4 or not all(has_position(name) for name in ch_names):
-        return None
-    xyz = positions(ch_names)
-    angle = np.arccos(np.clip(xyz[:, 2], -1, 1))
-    across = np.linalg.norm(xyz[:, :2], axis=1)
-    out: Float64 = 0.94 * (angle / (np.pi / 2) / np.maximum(across, 1e-9))[:, None] * xyz[:, :2]
-    return out
 
 
 def sheet(name: str, title: str, seen: Look, right: Sequence[Case], wrong: Sequence[Case]) -> Picture:

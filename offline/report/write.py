@@ -12,6 +12,8 @@ import numpy as np
 
 import streamdec
 from streamdec.errors import DataError, StreamdecError
+from streamdec.page.document import Block, Document, Note, Picture, Section, Text, to_html, to_markdown
+from streamdec.page.scalp import flattened
 from streamdec.types import Float64
 
 from ..checkpoint import replace
@@ -22,7 +24,6 @@ from ..targets.saliency import Saliency
 from ..targets.store import Targets
 from . import figures, inside, prompts, tables, views
 from .gather import DataSet, Entry, Gathered, Run, Variant, counts, gather
-from .page import Block, Document, Note, Picture, Section, Text, to_html, to_markdown
 
 _USUAL = ("pass", "train_loss", "validation_loss", "validation_top1")
 _WEIGHT = "weight_"
@@ -344,7 +345,7 @@ def _scalp(data: DataSet, variant: Variant, gathered: Gathered, missing: list[st
         if test is None:
             continue
         seen = inside.look(test)
-        if views.flattened(seen.ch_names) is None or (ch_names and seen.ch_names != ch_names):
+        if flattened(seen.ch_names) is None or (ch_names and seen.ch_names != ch_names):
             continue
         ch_names = seen.ch_names
         found[subject] = inside.occlusion(test.encode, seen.means, test.gallery, seen.target)
