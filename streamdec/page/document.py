@@ -93,7 +93,7 @@ h2 { font-size: 1.35rem; margin: 3rem 0 .8rem; padding-top: .8rem; border-top: 1
 h3 { font-size: 1.08rem; margin: 2rem 0 .6rem; }
 p { max-width: 46rem; }
 nav { margin: 1.4rem 0; font-size: .92rem; } nav a { margin-right: 1.1rem; white-space: nowrap; }
-nav .level2 { display: block; font-weight: 600; margin-top: .7rem; }
+nav.deep .level2 { display: block; font-weight: 600; margin-top: .7rem; }
 a { color: var(--accent); }
 .note { border-left: 4px solid var(--warn); background: var(--warn-ground); color: var(--warn);
   padding: .6rem .9rem; border-radius: 0 4px 4px 0; font-weight: 600; }
@@ -124,13 +124,14 @@ def to_html(document: Document, made_by: str) -> str:
         f'<a href="#{anchors[id(section)]}" class="level{section.level}">{_text(section.title)}</a>'
         for section in shown
     )
+    deep = ' class="deep"' if any(section.level > 2 for section in shown) else ""
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(document.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
         f"<h1>{_text(document.title)}</h1>",
         *map(_block, document.lead),
-        f'<nav aria-label="Contents">{links}</nav>',
+        f'<nav aria-label="Contents"{deep}>{links}</nav>',
     ]
     for section in shown:
         parts.append(f'<h{section.level} id="{anchors[id(section)]}">{_text(section.title)}</h{section.level}>')

@@ -1,4 +1,4 @@
-"""``streamdec sessions``: what to do with recorded sessions."""
+"""``streamdec sessions`` and ``streamdec report``: what to do with recorded sessions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def add(command: Any) -> None:
-    """Add the command."""
+    """Add the commands."""
     sessions = command("sessions", None, "list, verify, repair and export recorded sessions")
     kinds = sessions.add_subparsers(required=True, metavar="WHAT")
 
@@ -23,6 +23,17 @@ def add(command: Any) -> None:
     verify = kind("verify", _verify, "check the files, the account, the messages' numbers, the bundle's hash")
     verify.add_argument("--bundle", type=Path, help="what it ran with (default: the one its config names, if here)")
     kind("repair", _repair, "make a session whole that was cut off, and say what it lost")
+
+    export = kind("export", _export, "write sessions as FIF, or into a BIDS data set (extras `recordings`, `bids`)")
+    target = export.add_mutually_exclusive_group(required=True)
+    target.add_argument("--fif", type=Path, metavar="FILE_raw.fif", help="new file, of one session")
+    target.add_argument("--bids", type=Path, metavar="ROOT", help="the data set's folder, made where it is not there")
+    export.add_argument("--subject", metavar="LABEL", help="with --bids: who it was, letters and digits")
+    export.add_argument("--task", default="rsvp", metavar="LABEL", help="with --bids (default: rsvp)")
+
+    report = command("report", _report, "a page about a recorded session (needs the extra `report`)")
+    report.add_argument("session", type=Path, help="its folder")
+    report.add_argument("--out", type=Path, metavar="FILE.html", help="default: report.html in the folder")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -77,3 +88,28 @@ def _repair(options: argparse.Namespace) -> int:
             said, failed = str(error), True
         print(f"{path}: {said}", flush=True)
     return 1 if failed else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ..errors import ConfigError
+    from . import folder
+    from .export import to_bids, to_fif
+
+    found = folder.find(options.path)
+    if options.fif and len(found) > 1:
+        raise ConfigError("--fif", got=f"{len(found)} sessions", allowed="one", do="name its folder")
+    if options.bids and not options.subject:
+        raise ConfigError("--bids needs the subject", do="add --subject LABEL")
+    for path in found:
+        said = to_fif(path, options.fif) if options.fif else to_bids(path, options.bids, options.subject, options.task)
+        print(said, flush=True)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import report
+
+    out = options.out or options.session / "report.html"
+    report(options.session, out)
+    print(out)
+    return 0

@@ -54,7 +54,7 @@ class Minutes:
         header = self._outlet.publish(message, payloads)
         if isinstance(message, schema.Session):
             self._log.state(message)
-            if message.state == "ended":
+            if message.state == "ended" and not message.stream:
                 self.ended = message
         elif self._row is not None and (end := self._ends(message)) is not None:
             self._row(events.line(events.row(*end, self._start)))

@@ -56,7 +56,7 @@ class Recorded(msgspec.Struct, frozen=True, eq=False):
     @property
     def account(self) -> schema.Counts | None:
         """The account the session closed with, None where it was killed before."""
-        return next((m.counts for m in self.of(schema.Session) if m.state == "ended"), None)
+        return next((m.counts for m in self.of(schema.Session) if m.state == "ended" and not m.stream), None)
 
     @property
     def last(self) -> float:
