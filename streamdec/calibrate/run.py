@@ -92,6 +92,8 @@ def run(config: Config, path: Path, out: Path, settings: Settings, say: Report) 
     calibrated = write(out, bundle, judged, applied, own, missing, path, stated)
     for line in _account(result, final):
         say(line)
+    if bundle.manifest.simulated:
+        say("the bundle was trained on a simulated person: figures of simulated blocks are simulated figures")
     return calibrated
 
 

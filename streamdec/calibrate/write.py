@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ..acquire.recording import STREAMS
 from ..decode import bundle as bundles
 from ..decode.adapt import NAMES
 from ..decode.bundle import Bundle
@@ -105,7 +106,7 @@ def write(
 
 def digest(recording: Path) -> str:
     """Hash a recording's file; of a session folder, its streams."""
-    path = recording / "streams.xdf" if recording.is_dir() else recording
+    path = recording / STREAMS if recording.is_dir() else recording
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
