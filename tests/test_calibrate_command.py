@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,8 +19,9 @@ from small_bundle import N_IMAGES, SFREQ, TMAX, eeg_info, presentation, write_bu
 
 from streamdec import serve
 from streamdec.acquire.markers import MarkerSettings
-from streamdec.acquire.recording import read
+from streamdec.acquire.recording import RecordedStream, Recording, Segment, read
 from streamdec.acquire.replay import ReplayInlet
+from streamdec.calibrate import measure
 from streamdec.calibrate.run import Settings, run
 from streamdec.cli import main
 from streamdec.config import Config
@@ -30,6 +32,7 @@ from streamdec.decode.manifest import Calibrated
 from streamdec.errors import BundleError, CalibrationError, ConfigError
 from streamdec.feed import schema
 from streamdec.intake import Intake, IntakeSettings, cut
+from streamdec.types import StreamInfo
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +231,32 @@ def test_few_images_are_judged_by_stretches_of_time(tmp_path: Path) -> None:
     assert any("stretches of time" in line for line in said)
     assert found.after[0].n_stimuli == 5
     assert any("'other'" in line for line in said)
+
+
+def test_trigger_lines_are_no_light_sensor_unless_they_are_named(tmp_path: Path) -> None:
+    data, onsets, _ = presentation(60)
+    lines = np.zeros((1, data.shape[1]), np.float32)
+    for onset in onsets:
+        lines[0, onset : onset + 10] = 7.0
+    times = np.arange(data.shape[1]) / SFREQ
+    decoder = bundle.read(write_bundle(tmp_path / "bundle"))
+    for name, kind, asked, there in (
+        ("Status", "", "", False),
+        ("X1", "stim", "", False),
+        ("Status", "", "Status", True),
+        ("AUX", "", "", True),
+    ):
+        info = eeg_info(n_chans=9, ch_names=(*eeg_info().ch_names, name), ch_types=(*["EEG"] * 8, kind), units=())
+        stream = RecordedStream(info, times, np.concatenate([data, lines]), (Segment(0, len(times), np.empty((0, 2))),))
+        marks = StreamInfo("screen", "Markers", 1, 0.0, "string")
+        shown = Segment(0, len(onsets), np.empty((0, 2)))
+        markers = RecordedStream(marks, onsets / SFREQ - 0.02, np.array([["a"] * len(onsets)], object), (shown,))
+        recording = Recording(tmp_path, (stream, markers))
+        found = measure.by_photodiode(
+            partial(ReplayInlet, recording), stream, decoder, IntakeSettings(), asked, lambda line: None
+        )
+        assert (found is not None) == there
+        assert found is None or found.seconds == pytest.approx(0.02, abs=1 / SFREQ)
 
 
 @pytest.mark.lsl

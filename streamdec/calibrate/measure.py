@@ -70,7 +70,7 @@ def by_photodiode(
     stream : RecordedStream
         Its EEG stream, for the offline de-jitter.
     bundle : Bundle
-        Its channels are no light sensor's.
+        Its channels are no light sensor's, and neither are trigger lines, unless asked for.
     settings : IntakeSettings
     asked : str
         The sensor's channel, by name or number; "" looks for it.
@@ -79,7 +79,12 @@ def by_photodiode(
     """
     names = [name or str(i) for i, name in enumerate(stream.info.ch_names or [""] * stream.info.n_chans)]
     wanted = {canonical(name) for name in bundle.manifest.signal.ch_names}
-    rows = [i for i, name in enumerate(names) if canonical(name) not in wanted]
+    kinds = stream.info.ch_types or ("",) * len(names)
+    rows = [
+        i
+        for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
+        if canonical(name) not in wanted and not _is_line(name) and not _is_line(kind)
+    ]
     if asked:
         if asked not in names and asked not in map(str, range(len(names))):
             raise ConfigError("--photodiode", got=repr(asked), allowed=", ".join(names))
@@ -164,6 +169,11 @@ def by_evoked(
         others = np.arange(N_FOLDS)[some] != fold
         without.append(latencies.evoked(parts[others], counts[some][others], expected, rate.sfreq / step, lead // step))
     return found, without
+
+
+def _is_line(text: str) -> bool:
+    """Whether a channel's name or type is that of trigger lines or a counter: they switch with markers, too."""
+    return text.strip().lower().startswith(("stim", "sti ", "trig", "ttl", "status", "counter"))
 
 
 def _smooth(responses: Float32 | Float64, sfreq: float) -> Float64:

@@ -87,7 +87,7 @@ def run(config: Config, path: Path, out: Path, settings: Settings, say: Report) 
         decoder.close()
     result = judged[bundle.manifest.heads[-1].horizon]
     applied = _applied(latency, shift, result, bundle, say)
-    stated = {"photodiode": settings.photodiode, "latency": settings.latency, "alpha": result.fit.alpha}
+    stated = {**msgspec.to_builtins(settings), "intake": msgspec.to_builtins(taken_in.base)}
     own = taken_in.base.unit or (bundle.manifest.calibrated.unit if bundle.manifest.calibrated else "")
     calibrated = write(out, bundle, judged, applied, own, missing, path, stated)
     for line in _account(result, final):

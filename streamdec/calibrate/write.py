@@ -83,6 +83,7 @@ def write(
         missing=missing,
         alignment=final.fit.alignment,
         adaptation=final.fit.change,
+        alpha=final.fit.alpha,
         settings=settings,
         folds=len(final.chosen),
         before=final.before,

@@ -168,9 +168,9 @@ class Calibrated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ``created`` ISO 8601. ``latency`` of the markers: epochs are cut so much later; None: none was measured. ``unit``
     in which the stream came, where its header does not say so, else "". ``missing`` channels that the cap did not have.
     ``alignment`` of the channels: "kept", "whitening", "euclidean" or "riemannian"; ``adaptation`` of the embedding:
-    "kept", "recentred" or "low-rank". ``settings`` that calibration ran with. ``before`` and ``after``, by
-    cross-validation within the block: the images of each of ``folds`` folds were judged by what was fitted on the
-    others.
+    "kept", "recentred" or "low-rank", with its penalty ``alpha``. ``settings`` that calibration ran with. ``before``
+    and ``after``, by cross-validation within the block: the images of each of ``folds`` folds were judged by what was
+    fitted on the others.
     """
 
     base: str
@@ -182,6 +182,7 @@ class Calibrated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     missing: tuple[str, ...] = ()
     alignment: str = "kept"
     adaptation: str = "kept"
+    alpha: float | None = None
     settings: dict[str, Any] = {}
     folds: int = 0
     before: tuple[Accuracy, ...] = ()
