@@ -217,9 +217,17 @@ def test_a_bundle_that_says_nothing_of_its_training(tmp_path: Path) -> None:
         assert now.log_probability >= old.log_probability - 0.05
     live = ranks(new, path)
     assert {each.horizon for each in live} == {0.3, TMAX}
-    given = run(Config(bundle=str(tmp_path / "bundle")), path, tmp_path / "given", Settings(latency=0.0), said.append)
+    # A latency from the command line is taken as it is, and lasts where a later block cannot tell.
+    given = run(Config(bundle=str(tmp_path / "bundle")), path, tmp_path / "given", Settings(latency=0.02), said.append)
     assert given.latency is not None
     assert given.latency.source == "the command line"
+    assert given.latency.seconds == 0.02
+    content = bundle.read(tmp_path / "given")
+    arrays = {name: array for name, array in content.arrays.items() if not name.endswith("evoked")}
+    encoders = {head.encoder: content.encoder(head) for head in content.manifest.heads}
+    bundle.write(tmp_path / "silent", content.manifest, arrays, content.gallery, encoders)
+    later = run(Config(bundle=str(tmp_path / "silent")), path, tmp_path / "later", Settings(), said.append)
+    assert later.latency == given.latency
 
 
 def test_few_images_are_judged_by_stretches_of_time(tmp_path: Path) -> None:

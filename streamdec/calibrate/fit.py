@@ -63,15 +63,21 @@ class Block:
     decoder : Decoder
     taken : callable
         Shift in samples -> the block's epochs behind the decoder's front. Asked once for each shift.
+
+    Attributes
+    ----------
+    first : Taken
+        The epochs with the bundle's own latency.
+    folds : Folds
     """
 
     def __init__(self, decoder: Decoder, taken: Callable[[int], Taken]) -> None:
         self.decoder = decoder
         self._taken = taken
         self._cuts: dict[int, Cut] = {}
-        first = taken(0)
-        self.folds = Folds(first.image, first.time)
-        self._cuts[0] = Cut(decoder, first, self.folds)
+        self.first = taken(0)
+        self.folds = Folds(self.first.image, self.first.time)
+        self._cuts[0] = Cut(decoder, self.first, self.folds)
 
     def at(self, shift: int) -> Cut:
         """The epochs that begin ``shift`` samples later than with the bundle's own latency."""
@@ -86,11 +92,10 @@ class Cut:
     def __init__(self, decoder: Decoder, taken: Taken, folds: Folds) -> None:
         self.decoder, self.front, self.image = decoder, taken.features, taken.image
         self.fold = folds(taken.image, taken.time)
-        self.bare = decoder.changed(self.front, {})
         self.kept = decoder.kept(self.front)
         self.embeddings = decoder.encode(self.kept)
         self._of_front = covariances(self.front) if decoder.whitener else None
-        self._of_bare = covariances(self.bare) if decoder.reference is not None else None
+        self._of_bare = covariances(decoder.changed(self.front, {})) if decoder.reference is not None else None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -123,7 +128,7 @@ class Cut:
         return judge.log_probabilities(self.decoder.similarities(embeddings[index], adaptation), self.image[index])
 
 
-def choose(block: Block, shift: int, among: Sequence[int]) -> Fit:
+def choose(block: Block, shift: int, among: Sequence[int], doubt: bool = True) -> Fit:
     """Choose and fit everything on the epochs of some folds.
 
     Parameters
@@ -133,8 +138,10 @@ def choose(block: Block, shift: int, among: Sequence[int]) -> Fit:
         The measured latency, samples beyond the bundle's own.
     among : sequence of int
         Folds.
+    doubt : bool
+        Whether the latency may be left as it was.
     """
-    if shift:
+    if shift and doubt:
         moved = block.at(shift)
         here, there = (np.flatnonzero(np.isin(cut.fold, among)) for cut in (block.at(0), moved))
         old = block.at(0).scores(block.at(0).embeddings, here, block.decoder.adaptation)
@@ -184,7 +191,7 @@ def _adapt(
     return "low-rank", alpha, heads.low_rank(parts, alpha)
 
 
-def calibrate(block: Block, shift: int, shifts: Sequence[int], report: Callable[[str], None]) -> Judged:
+def calibrate(block: Block, shift: int, shifts: Sequence[int], doubt: bool = True) -> Judged:
     """Fit on the whole block; judge the same procedure fold by fold.
 
     Parameters
@@ -194,16 +201,15 @@ def calibrate(block: Block, shift: int, shifts: Sequence[int], report: Callable[
         The measured latency, samples beyond the bundle's own.
     shifts : sequence of int
         The same as measured without each of the folds.
-    report : callable
-        Told what is being done.
+    doubt : bool
+        Whether the latency may be left as it was, where images are found better so.
     """
     decoder, head, every = block.decoder, block.decoder.head, range(N_FOLDS)
     counts = _counts(block.at(0).image, decoder.bundle.manifest.evidence != "none")
     found: dict[int, list[tuple[Float32, Int64]]] = {n: [] for n in counts}
     chosen: list[Fit] = []
     for fold in every:
-        report(f"fold {fold + 1} of {N_FOLDS}")
-        fit = choose(block, shifts[fold], [each for each in every if each != fold])
+        fit = choose(block, shifts[fold], [each for each in every if each != fold], doubt)
         cut = block.at(fit.shift)
         held = cut.fold == fold
         for n, result in _decide(cut, fit, held, counts).items():
@@ -223,8 +229,7 @@ def calibrate(block: Block, shift: int, shifts: Sequence[int], report: Callable[
         better = crossed.mean() > old.mean()
         after.append(judge.accuracy(pooled, shown, n, crossed if better else old))
         scales.append(fitted if better else scale)
-    report("fitting on the whole block")
-    final = choose(block, shift, list(every))
+    final = choose(block, shift, list(every), doubt)
     cut = block.at(final.shift)
     evoked = cut.decoded(final.alignment, final.arrays)[0].mean(axis=0, dtype=np.float64).astype(np.float32)
     calibration = Calibration(tuple(counts), tuple(scales))

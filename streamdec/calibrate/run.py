@@ -72,25 +72,25 @@ def run(config: Config, path: Path, out: Path, settings: Settings, say: Report) 
         say(line)
     missing = Intake(bundle.manifest.signal, taken_in.eeg.info, taken_in.base).map.missing
 
-    blocks: dict[float, Block] = {}
-    decoders = [Decoder(bundle, head, config.engine.threads) for head in bundle.manifest.heads]
-    for decoder in decoders:
-        blocks[decoder.head.horizon] = Block(decoder, taken_in.taker(decoder))
-    final = blocks[bundle.manifest.heads[-1].horizon]
-    _describe(taken_in.first, bundle, final, say)
-    latency, shift, shifts = _latency(taken_in, bundle, settings, final, say)
-
-    judged: dict[float, Judged] = {}
-    for decoder in decoders:
-        horizon = decoder.head.horizon
-        judged[horizon] = calibrate(blocks[horizon], shift, shifts, lambda _: None)
+    *early, last = [Decoder(bundle, head, config.engine.threads) for head in bundle.manifest.heads]
+    block = Block(last, taken_in.taker(last))
+    _describe(block, bundle, say)
+    latency, shift, shifts = _latency(taken_in, bundle, settings, block, say)
+    say("fitting, and judging what it gains")
+    result = calibrate(block, shift, shifts, doubt=settings.latency is None)
+    judged = {last.head.horizon: result}
+    for decoder in early:
+        same = [result.fit.shift] * N_FOLDS
+        judged[decoder.head.horizon] = calibrate(
+            Block(decoder, taken_in.taker(decoder)), result.fit.shift, same, doubt=False
+        )
+    for decoder in (*early, last):
         decoder.close()
-    result = judged[bundle.manifest.heads[-1].horizon]
     applied = _applied(latency, shift, result, bundle, say)
     stated = {**msgspec.to_builtins(settings), "intake": msgspec.to_builtins(taken_in.base)}
     own = taken_in.base.unit or (bundle.manifest.calibrated.unit if bundle.manifest.calibrated else "")
     calibrated = write(out, bundle, judged, applied, own, missing, path, stated)
-    for line in _account(result, final):
+    for line in _account(result, block):
         say(line)
     if bundle.manifest.simulated:
         say("the bundle was trained on a simulated person: figures of simulated blocks are simulated figures")
@@ -109,7 +109,6 @@ class _Rig:
             raise CalibrationError(
                 "the block", got="no marker stream", do="record the markers too, or set intake.trigger"
             )
-        self.first: Taken
 
     def open(self) -> Inlet:
         """The block from its beginning."""
@@ -132,16 +131,15 @@ class _Rig:
 
         def taken(shift: int) -> Taken:
             later = self.later(shift / signal.sfreq)
-            self.first = take(self.open(), signal, later, self._bundle.gallery, decoder.front)
-            return self.first
+            return take(self.open(), signal, later, self._bundle.gallery, decoder.front)
 
         return taken
 
 
-def _describe(first: Taken, bundle: Bundle, block: Block, say: Report) -> None:
-    image = block.at(0).image
-    n_images = len(set(image.tolist()))
-    say(f"{len(image)} epochs of {n_images} images, of {len(bundle.gallery)} in the gallery")
+def _describe(block: Block, bundle: Bundle, say: Report) -> None:
+    first = block.first
+    n_images = len(set(first.image.tolist()))
+    say(f"{len(first.image)} epochs of {n_images} images, of {len(bundle.gallery)} in the gallery")
     if first.strangers:
         some = ", ".join(map(repr, list(first.strangers)[:5]))
         say(f"{sum(first.strangers.values())} markers are not in the gallery and were left out: {some}")
@@ -168,8 +166,8 @@ def _latency(
         shift = rate.to_samples(found.seconds - rig.latency)
         return found, shift, [shift] * N_FOLDS
     try:
-        time = rig.first.time
-        beyond, without = measure.by_evoked(rig.open(), bundle, rig.base, block.folds, soa(time, rate))
+        between = soa(block.first.time, rate)
+        beyond, without = measure.by_evoked(rig.open(), bundle, rig.base, block.folds, between)
     except CalibrationError as error:
         say(f"marker latency not measured, as before: {error}")
         return None, 0, [0] * N_FOLDS
@@ -184,12 +182,13 @@ def _latency(
 def _applied(
     latency: MarkerLatency | None, shift: int, result: Judged, bundle: Bundle, say: Report
 ) -> MarkerLatency | None:
-    """The latency to go on with: the measured one, unless the images are found better without it."""
+    """The latency to go on with: the measured one, unless there is none, or images are found better without it."""
+    calibrated = bundle.manifest.calibrated
+    before = None if calibrated is None else calibrated.latency
     if latency is not None and shift and not result.fit.shift:
-        say("with that latency the images are found no better but worse: it is left as it was")
-        before = bundle.manifest.calibrated
-        return None if before is None else before.latency
-    return latency
+        say("with that latency images are found worse: it is left as it was")
+        return before
+    return before if latency is None else latency
 
 
 def _account(result: Judged, block: Block) -> list[str]:
