@@ -19,6 +19,7 @@ from .errors import ConfigError, StreamError
 from .feed.subscriber import Subscriber
 from .simulate.amplifier import CATCH
 from .simulate.world import World
+from .stop import end
 from .tally import Tally
 
 DEMO_BUNDLE = Path(__file__).parent / "simulate" / "demo_bundle.zip"
@@ -54,21 +55,12 @@ def serve_process(
     if "--endpoint" not in more:
         more = (*more, "--endpoint", "tcp://127.0.0.1:0")
     process = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
-    stack.callback(_end, process)
+    stack.callback(end, process)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("feed at "):
             return process, line.removeprefix("feed at ").strip()
     raise StreamError("streamdec serve ended before it was ready", got=f"exit code {process.wait()}")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(5.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def amplifier_process(stack: ExitStack, name: str, n_images: int, distinctness: float = 1.0) -> subprocess.Popen[str]:
@@ -78,7 +70,7 @@ def amplifier_process(stack: ExitStack, name: str, n_images: int, distinctness: 
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     command += ["--session", str(DEMO_SESSION), "--distinctness", str(distinctness)]
     process = subprocess.Popen(command, text=True, env=environment)  # noqa: S603 - our own program
-    stack.callback(_end, process)
+    stack.callback(end, process)
     return process
 
 

@@ -1,8 +1,9 @@
-"""How a program that runs until somebody stops it hears that somebody does."""
+"""How a program that runs until somebody stops it hears that somebody does, and how it ends one that it started."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,3 +35,15 @@ def until_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end(process: subprocess.Popen[str], patience: float = 5.0) -> None:
+    """End a child: SIGTERM, as a user would, and SIGKILL where that takes longer than ``patience`` seconds."""
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()

@@ -5,19 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web
+from bad_guests import attack
+from browser import Dashboard, Feed
 from feed_messages import caption, gallery, one_of_each, onset, reconstruction, retrieval, session, signal, stats
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamdec.dashboard import server
+from streamdec.access import make_keys
+from streamdec.dashboard import child, server
 from streamdec.dashboard.gate import Gate, read_token
 from streamdec.dashboard.hub import Hub
 from streamdec.dashboard.packet import pack, packet
@@ -392,7 +403,7 @@ Scenario = Callable[[str, ClientSession, Hub], Coroutine[Any, Any, None]]
 def serving(scenario: Scenario, token: str = "") -> None:
     async def around() -> None:
         hub = Hub()
-        runner = web.AppRunner(server.Dashboard(hub, Gate("127.0.0.1", token)).app, access_log=None)
+        runner = server.Dashboard(hub, Gate("127.0.0.1", token)).runner()
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -452,22 +463,22 @@ def test_no_other_file_can_be_had(path: str) -> None:
 def test_the_socket_says_what_the_feed_says_and_takes_nothing() -> None:
     async def scenario(url: str, client: ClientSession, hub: Hub) -> None:
         Numbered(hub).take(session("started"), retrieval("a"))
-        async with client.ws_connect(f"{url}/ws", origin=url) as socket:
-            got = [unpack(await socket.receive_bytes())[0]["topic"] for _ in range(4)]
+        async with client.ws_connect(f"{url}/ws", origin=url) as page:
+            got = [unpack(await page.receive_bytes())[0]["topic"] for _ in range(4)]
             assert got == ["hello", "begin", "session", "retrieval"]
             assert len(hub.browsers) == 1
-            await socket.send_str('{"topic": "session", "state": "ended"}')
-            while (message := await socket.receive()).type is WSMsgType.BINARY:
+            await page.send_str('{"topic": "session", "state": "ended"}')
+            while (message := await page.receive()).type is WSMsgType.BINARY:
                 pass
             assert (message.type, message.data) == (WSMsgType.CLOSE, 1008)
         while hub.browsers:
             await asyncio.sleep(0.01)
         with pytest.raises(WSServerHandshakeError, match="403"):
             await client.ws_connect(f"{url}/ws", origin="http://evil.example")
-        async with client.ws_connect(f"{url}/ws") as socket:
-            await socket.receive_bytes()
-            await socket.send_bytes(bytes(4096))  # more than a page may send
-            while (message := await socket.receive()).type is WSMsgType.BINARY:
+        async with client.ws_connect(f"{url}/ws") as page:
+            await page.receive_bytes()
+            await page.send_bytes(bytes(4096))  # more than a page may send
+            while (message := await page.receive()).type is WSMsgType.BINARY:
                 pass
             assert (message.type, message.data) == (WSMsgType.CLOSE, 1009)
 
@@ -478,17 +489,17 @@ def test_the_token_opens_and_nothing_else_does() -> None:
     async def scenario(url: str, client: ClientSession, hub: Hub) -> None:
         Numbered(hub).take(session("started"), stats())
         for wrong in ("", TOKEN[:-1], TOKEN + " ", "ü" * 20, "\ud800".encode("utf-8", "surrogatepass").hex()):
-            async with client.ws_connect(f"{url}/ws", origin=url) as socket:
-                header, _ = unpack(await socket.receive_bytes())
+            async with client.ws_connect(f"{url}/ws", origin=url) as page:
+                header, _ = unpack(await page.receive_bytes())
                 assert header["locked"]
-                await socket.send_str(wrong)
-                message = await socket.receive()
+                await page.send_str(wrong)
+                message = await page.receive()
                 assert (message.type, message.data) == (WSMsgType.CLOSE, 4401)
         assert not hub.browsers
-        async with client.ws_connect(f"{url}/ws", origin=url) as socket:
-            await socket.receive_bytes()
-            await socket.send_str(TOKEN)
-            assert unpack(await socket.receive_bytes())[0]["topic"] == "begin"
+        async with client.ws_connect(f"{url}/ws", origin=url) as page:
+            await page.receive_bytes()
+            await page.send_str(TOKEN)
+            assert unpack(await page.receive_bytes())[0]["topic"] == "begin"
         for headers, status in (
             ({}, 401), ({"Authorization": "Bearer x"}, 401), ({"Authorization": f"Basic {TOKEN}"}, 401),
             ({"Authorization": f"Bearer {TOKEN}"}, 200),
@@ -511,6 +522,78 @@ def test_the_number_of_pages_is_bounded() -> None:
     serving(scenario)
 
 
+# --- beside a session ------------------------------------------------------------------------------------------------
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own server
+        return str(answer.read().decode())
+
+
+def listens(url: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))) == 0
+
+
+def test_a_child_shows_the_feed_and_ends_with_its_stack() -> None:
+    with Feed() as feed:
+        feed.say(session("started", bundle="b", method="nice"))
+        with ExitStack() as stack:
+            line = child.start(stack, feed.endpoint)
+            url = line.removeprefix("dashboard at ")
+            until = time.monotonic() + 20
+            while 'bundle="b"' not in get(f"{url}metrics"):
+                assert time.monotonic() < until
+        assert not listens(url)
+
+
+def test_a_child_ends_with_the_process_that_started_it() -> None:
+    with Feed() as feed:
+        parent = subprocess.Popen([sys.executable, "-c", CHILD, feed.endpoint], stdout=subprocess.PIPE, text=True)
+        assert parent.stdout is not None
+        url = parent.stdout.readline().strip().removeprefix("dashboard at ")
+        assert "streamdec_up" in get(f"{url}metrics")
+        parent.kill()
+        parent.communicate()
+        until = time.monotonic() + 20
+        while listens(url):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+CHILD = """
+import sys, time
+from contextlib import ExitStack
+from streamdec.dashboard import child
+print(child.start(ExitStack(), sys.argv[1]), flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_encrypted_feed_needs_a_client_named_dashboard(tmp_path: Path) -> None:
+    make_keys(tmp_path, ["somebody"])
+    with ExitStack() as stack, pytest.raises(ConfigError, match=r"streamdec keys .* dashboard"):
+        child.start(stack, "tcp://127.0.0.1:5650", str(tmp_path))
+
+
+def test_a_port_in_use_is_an_error_only_where_it_was_asked_for() -> None:
+    with Feed() as feed, Dashboard(feed.endpoint) as first:
+        command = [
+            sys.executable,
+            "-m",
+            "streamdec",
+            "dashboard",
+            "--endpoint",
+            feed.endpoint,
+            "--port",
+            str(first.port),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert "--port" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_vendored_libraries_are_as_published() -> None:
     listed = dict(reversed(line.split("  ")) for line in (VENDOR / "SHA256SUMS").read_text().splitlines())
     present = {path.relative_to(VENDOR).as_posix() for path in VENDOR.rglob("*") if path.is_file()}
@@ -531,3 +614,46 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
         assert "http://" not in text, path
         assert "https://" not in text, path
         assert "style=" not in text, path  # the page's policy forbids it
+
+
+@pytest.mark.timeout(3600)
+def test_bad_guests_change_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Malformed and oversized frames and requests over raw sockets; a page that looks on misses nothing.
+
+    STREAMDEC_FUZZ=100000 sends so many.
+    """
+    n = int(os.environ.get("STREAMDEC_FUZZ", "3000"))
+    with Feed() as feed, Dashboard(feed.endpoint) as dashboard:
+        process = psutil.Process(dashboard.process.pid)
+        feed.say(session("started", bundle="b"))
+
+        async def scenario() -> None:
+            url = dashboard.url.rstrip("/")
+            async with ClientSession() as client, client.ws_connect(f"{url}/ws", origin=url) as page:
+                seen: list[dict[str, Any]] = []
+
+                async def until(condition: Callable[[], bool]) -> None:
+                    while not condition():
+                        seen.append(unpack(await page.receive_bytes(timeout=30))[0])
+
+                await until(lambda: any(header["topic"] == "session" for header in seen))
+                await attack(dashboard.port, 1000, seed=1)
+                before = process.memory_info().rss
+                sent = await attack(dashboard.port, n, seed=0)
+                assert sent >= n
+                for i in range(20):
+                    feed.say(onset(f"{i}"))
+                await until(lambda: sum(header["topic"] == "onset" for header in seen) == 20)
+                assert not [header for header in seen if header["topic"] == "lost"]
+                async with client.get(f"{url}/metrics") as answer:
+                    figures = (await answer.read()).decode()
+                assert "streamdec_dashboard_missed_messages_total 0.0" in figures
+                assert process.memory_info().rss - before < 30 << 20
+                while "streamdec_dashboard_browsers 1.0" not in figures:
+                    await asyncio.sleep(0.05)
+                    async with client.get(f"{url}/metrics") as answer:
+                        figures = (await answer.read()).decode()
+
+        asyncio.run(asyncio.wait_for(scenario(), 3500))
+        assert dashboard.close() == 0
+        assert capfd.readouterr().err == ""  # not a word of what guests said

@@ -6,6 +6,8 @@
     python tools/bench_live.py load --minutes 10    256 channels at 4 kHz, a stimulus every 50 ms
     python tools/bench_live.py generate --runs 3    event to result with captions and pictures made beside it, against
                                                     without, on the same two cores
+    python tools/bench_live.py dashboard --runs 3   event to result with a dashboard beside it, which asks for the EEG,
+                                                    against without
 
 The peers are programs outside this repository (environment variable STREAMDEC_PEERS, default ../shared/peers); `full`
 and `epochs` need what they need: mne-lsl, torch, psutil.
@@ -21,6 +23,8 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -28,6 +32,7 @@ import numpy as np
 
 from streamdec.acquire.lsl import LslInlet, StreamQuery, local_clock, loopback
 from streamdec.bench import Plan, measure, read_log, start_feeder
+from streamdec.dashboard import child
 from streamdec.decode import bundle as bundles
 from streamdec.intake import Intake, IntakeSettings
 from streamdec.signal.quality import QualitySettings
@@ -293,13 +298,40 @@ def generate(runs: int, n_events: int, bundle: Path, generator: Path) -> None:
     ratio("generate", latency["with"], latency["without"], {"p50": 1.2, "p99": 2.0})
 
 
+# --- a dashboard beside it --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def looking(server: object, endpoint: str) -> Iterator[None]:
+    """A dashboard on the feed, subscribed to the EEG too."""
+    with ExitStack() as stack:
+        child.start(stack, endpoint)
+        yield
+
+
+def dashboard(runs: int, n_events: int) -> None:
+    """`streamdec serve` without and with a dashboard in turn."""
+    from bench_bundle import nice_bundle
+
+    latency: dict[str, list[np.ndarray]] = {"without": [], "with": []}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = nice_bundle(Path(folder) / "nice.zip", E63)
+        for _ in range(runs):
+            for who, each in latency.items():
+                plan = Plan(tag(), E63, 1000.0, n_events, tmax=0.799)
+                run = measure(bundle, plan, beside=looking if who == "with" else None)
+                each.append(run.latency)
+                show("dashboard", who=who, n=run.decided, **quantiles(run.latency), cpu=round(run.cpu, 4))
+    ratio("dashboard", latency["with"], latency["without"], {"p50": 1.1, "p99": 1.5})
+
+
 def main() -> None:
     """Parse and run."""
     if sys.argv[1:2] == ["intake"]:
         intake(msgspec.json.decode(sys.argv[2], type=Plan), Path(sys.argv[3]), float(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", choices=["full", "epochs", "late", "load", "generate"])
+    parser.add_argument("rows", nargs="+", choices=["full", "epochs", "late", "load", "generate", "dashboard"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--events", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -317,6 +349,8 @@ def main() -> None:
                 epochs(options.runs, options.events)
             elif row == "late":
                 late(options.events)
+            elif row == "dashboard":
+                dashboard(options.runs, options.events)
             elif row == "generate":
                 generate(options.runs, options.events, options.bundle, options.generator)
             else:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..stop import end
 
 CLIENT = "dashboard"
 """Name of the dashboard among the clients of an encrypted feed."""
@@ -45,18 +46,7 @@ def start(stack: ExitStack, endpoint: str, keys: str = "") -> str:
             raise ConfigError("the feed is encrypted, and the dashboard has no keys", do=do)
         command += ["--keys", str(mine)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
-    stack.callback(_end, process)
+    stack.callback(end, process)
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     return line if line.startswith(_READY) else f"no dashboard: it ended with exit code {process.wait()}"
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(3.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()

@@ -6,6 +6,7 @@ It runs in a process of its own. Nothing that a browser sends goes any further t
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from importlib.resources.abc import Traversable
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from ..errors import StreamdecError
@@ -71,6 +73,18 @@ def files() -> dict[str, File]:
     return found
 
 
+def _quiet() -> logging.Logger:
+    """Make a log that tells of our own faults, not of guests who speak no HTTP or leave in the middle of a word."""
+
+    def ours(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, (HttpProcessingError, ConnectionError))
+
+    log = logging.getLogger(__name__)
+    log.addFilter(ours)
+    return log
+
+
 def _guard(gate: Gate) -> Middleware:
     """Turn away what asks for another name; give every answer its headers."""
 
@@ -109,6 +123,10 @@ class Dashboard:
         self.app.router.add_get("/metrics", self._prometheus)
         self.app.router.add_get("/{path:.*}", self._file)
         self.app.on_shutdown.append(self._close)
+
+    def runner(self) -> web.AppRunner:
+        """Make what runs it, without a line in a log for what guests do."""
+        return web.AppRunner(self.app, access_log=None, logger=_quiet(), handle_signals=False, shutdown_timeout=1.0)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         file = self._files.get(request.path)
@@ -248,7 +266,7 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
     hub = Hub()
-    runner = web.AppRunner(Dashboard(hub, gate).app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    runner = Dashboard(hub, gate).runner()
     await runner.setup()
     source = _Source(feed, hub, loop, end)
     try:

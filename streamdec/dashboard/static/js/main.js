@@ -15,6 +15,7 @@ import { drawStrip } from "./strip.js";
 import { calm, followTheme, switchTheme } from "./theme.js";
 
 const SUMMARY = 15; // s between words for screen readers
+const AFTER = 3; // s of EEG after a presentation that was chosen
 const $ = (id) => document.getElementById(id);
 
 const store = new Store();
@@ -71,12 +72,13 @@ function draw(time) {
   if (document.hidden || (drawn === store.version && !changed && !repaint)) return;
   drawn = store.version;
   const slow = calm() ? 1000 : 0;
-  if (store.signal) traces.draw(store.signal, now(), Number($("scale").value), store.stimuli.items.slice(-100).map((stimulus) => stimulus.time));
+  const until = view.chosen ? Math.min(store.now, view.chosen.time + AFTER) : now();
+  if (store.signal) traces.draw(store.signal, until, Number($("scale").value), store.stimuli.items.map((stimulus) => stimulus.time));
   if (often("focus", time, Math.max(100, slow))) {
     const stimuli = filter.stimuli(store, now());
     const stimulus = focused(stimuli, time);
     drawFocus($("focus"), store, stimulus);
-    drawStrip($("strip"), store, stimuli, stimulus, (one) => look(one.time, one));
+    drawStrip($("strip"), store, stimuli, stimulus, (one) => look(now(), one)); // the strip stays where it is
     evidence.draw(store, stimulus?.key);
   }
   if (often("second", time, Math.max(500, slow))) {
@@ -142,6 +144,13 @@ const csv = () => saveCsv(shown());
 
 const actions = { " ": pause, ArrowLeft: () => step(-1), ArrowRight: () => step(1), l: () => look(null), f: () => $("text").focus(), t: dark, j: json, c: csv, "?": () => $("help").showModal() };
 
+/** Whether what has the keyboard needs this key itself. */
+function uses(element, key) {
+  if (element.closest("dialog, select, [type=search], [type=password]")) return true;
+  if (element.type === "range") return key.startsWith("Arrow");
+  return key === " " && Boolean(element.closest("button, input"));
+}
+
 function listen() {
   $("pause").onclick = pause;
   $("back").onclick = () => step(-1);
@@ -172,8 +181,7 @@ function listen() {
       if (canvas) savePng(canvas, button.dataset.png);
     };
   addEventListener("keydown", (event) => {
-    const typing = event.target.closest("input, select, textarea, button, dialog") && !(event.target.type === "range" && event.key === " ");
-    if (typing || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.ctrlKey || event.altKey || event.metaKey || uses(event.target, event.key)) return;
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!action) return;
     event.preventDefault();

@@ -61,7 +61,10 @@ export class Traces {
   #onsets(marks, signal, x, height, ratio) {
     const { context } = this;
     context.fillStyle = colour("line");
-    for (const time of marks) context.fillRect(x((time - signal.start) * signal.sfreq), 0, ratio, height);
+    for (const time of marks) {
+      const at = x((time - signal.start) * signal.sfreq);
+      if (at >= 0 && at < this.canvas.width) context.fillRect(at, 0, ratio, height);
+    }
   }
 
   #rows(signal, from, end, x, height, scale, ratio) {

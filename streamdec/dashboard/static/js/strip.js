@@ -7,11 +7,13 @@ import { decision, hit } from "./store.js";
 
 const WIDTH = 76; // px of one
 const MOST = 40;
+const FEW = 10; // where there is room for no more, those that wait for their end stay out
 
 export function drawStrip(place, store, stimuli, focused, select) {
   const n = Math.max(1, Math.min(MOST, Math.floor(place.clientWidth / WIDTH)));
+  const shown = n < FEW ? stimuli.slice(-4 * FEW).filter((stimulus) => stimulus.outcome || decision(stimulus)) : stimuli;
   const cards = repeat(
-    stimuli.slice(-n),
+    shown.slice(-n),
     ({ id }) => id,
     (stimulus) => card(store, stimulus, focused === stimulus, select),
   );
