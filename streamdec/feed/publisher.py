@@ -40,10 +40,11 @@ Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.generic]
 _Frames: TypeAlias = tuple[bytes | zmq.Frame, ...]
 
 _FAREWELL = 200  # ms that close() waits for the last messages to leave
-_MAX_REQUEST = 1024  # bytes of one frame of a request; the CURVE handshake has frames of 300
+_MAX_REQUEST = 1024  # bytes of one frame of a request or a subscription; the CURVE handshake has frames of 300
 _LARGE = 65_536  # bytes
 _TRIES = 32  # to find three free ports in a row
-_CHANGES = 64  # of subscriptions, taken in at a time
+_CHANGES = 1024  # of subscriptions, taken in at a time
+_UPSTREAM = 64  # messages that one subscriber may send ahead of that
 
 
 class FeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,7 +116,6 @@ class Publisher:
             self._results = self._open(zmq.XPUB, settings.results_hwm)
             self._images = self._open(zmq.PUB, settings.images_hwm)
             self._router = self._open(zmq.ROUTER, settings.results_hwm)
-            self._router.maxmsgsize = _MAX_REQUEST
             self.endpoint: Final = self._bind(settings.endpoint)
         except BaseException:
             self._context.destroy(linger=0)
@@ -197,9 +197,10 @@ class Publisher:
     def _subscriptions(self) -> bool:
         """Take in some changes of what is subscribed to on the results' lane; tell whether there are more."""
         for _ in range(_CHANGES):
-            if not _readable(self._results):
+            try:
+                change = self._results.recv(zmq.NOBLOCK)
+            except zmq.Again:
                 return False
-            change = self._results.recv(zmq.NOBLOCK)
             if any(topic.encode().startswith(change[1:]) for topic in ON_DEMAND):
                 (self._on_demand.add if change[:1] == b"\x01" else self._on_demand.discard)(change[1:])
         return True
@@ -222,6 +223,8 @@ class Publisher:
     def _open(self, kind: int, hwm: int) -> zmq.Socket[bytes]:
         end: zmq.Socket[bytes] = self._context.socket(kind)
         end.sndhwm = hwm
+        end.maxmsgsize = _MAX_REQUEST
+        end.rcvhwm = _UPSTREAM  # an XPUB socket keeps what it is sent, without any other limit, until it is taken in
         end.heartbeat_ivl = 5_000  # ms; a subscriber whose machine vanished is let go
         end.heartbeat_timeout = 15_000
         if self._doorman is not None:
