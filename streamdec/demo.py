@@ -19,7 +19,7 @@ from .errors import ConfigError, StreamError
 from .feed.subscriber import Subscriber
 from .simulate.amplifier import CATCH
 from .simulate.world import World
-from .stop import end
+from .stop import end, until_signal
 from .tally import Tally
 
 DEMO_BUNDLE = Path(__file__).parent / "simulate" / "demo_bundle.zip"
@@ -123,7 +123,8 @@ def demo(
         raise ConfigError(f"demo --full needs {', '.join(missing)}", do='install it: pip install ".[generate]"')
     easier = f", its responses {FULL_DISTINCTNESS:g} times as distinct as people's," if full else ""
     say(f"a simulated subject{easier} sees {_N_IMAGES} images over and over; starting amplifier and decoder ...")
-    with simulated_session(full=full) as subscriber, ExitStack() as stack:
+    # SIGTERM ends it as Ctrl-C does: with the processes it started.
+    with until_signal(), simulated_session(full=full) as subscriber, ExitStack() as stack:
         if dashboard:
             say(child.start(stack, subscriber.endpoint))
         if headless:
