@@ -41,8 +41,7 @@ exit codes: 0 done, 1 failed while running, 2 wrong call or config
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     out, err = Console(), Console(stderr=True)
     try:
         args.run(args, out, err)
@@ -57,15 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
         "streamdec-train",
         description="Train the published decoders, compare them, and export them as bundles for streamdec serve.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     prepare_cli.add(commands)
 
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--prepared", type=Path, help="store of real epochs to check it on; default: made-up epochs")
     compile_.add_argument("--cache", default="", help="folder to keep it in; default: the user's cache")
     compile_.set_defaults(run=_compile)
-    return parser
+    return top
 
 
 def _features(args: argparse.Namespace, out: Console, err: Console) -> None:
