@@ -141,9 +141,7 @@ def test_pause_scroll_and_step(browser: Any, live: Dashboard) -> None:
         page.keyboard.press("ArrowLeft")
         look.until("shown => document.querySelector('#focus').innerText != shown", shown)
         assert float(page.input_value("#time")) < float(at)
-        earlier = page.evaluate(
-            "(Number(document.querySelector('#time').min) + Number(document.querySelector('#time').max)) / 2"
-        )
+        earlier = (float(page.get_attribute("#time", "min")) + float(at)) / 2
         page.locator("#time").evaluate("(e, t) => { e.value = t; e.dispatchEvent(new Event('input')) }", earlier)
         look.until("at => Number(document.querySelector('#time').value) < at", float(at))
         newest = page.evaluate("document.querySelector('#events tr td').innerText")

@@ -23,14 +23,13 @@ export class Evidence {
 
   draw(store, key) {
     const history = (key && store.evidence.get(key)) ?? [];
-    const newest = history.at(-1)?.candidates ?? [];
-    const ids = newest.map(({ id }) => id).slice(0, LINES);
+    const probability = (made, id) => made?.probabilities[made.ids.indexOf(id)];
+    const ids = history.at(-1)?.ids.slice(0, LINES) ?? [];
     if (ids.includes(key)) ids.splice(0, ids.length, key, ...ids.filter((id) => id !== key));
-    const series = Array.from({ length: LINES }, (_, row) => history.map(({ candidates }) => candidates.find(({ id }) => id === ids[row])?.probability ?? null));
+    const series = Array.from({ length: LINES }, (_, row) => history.map((made) => probability(made, ids[row]) ?? null));
     this.chart.draw([history.map(({ repetitions }) => repetitions), ...series]);
-    const probability = (id) => newest.find((candidate) => candidate.id === id)?.probability;
     render(
-      ids.map((id, row) => html`<li><span class=${`key ${name(row)}`}></span>${store.labels.get(id) ?? id}${id === key ? " (seen)" : ""} <span class="number">${percent(probability(id))}</span></li>`),
+      ids.map((id, row) => html`<li><span class=${`key ${name(row)}`}></span>${store.labels.get(id) ?? id}${id === key ? " (seen)" : ""} <span class="number">${percent(probability(history.at(-1), id))}</span></li>`),
       this.legend,
     );
   }

@@ -11,7 +11,7 @@ import { Link } from "./link.js";
 import { drawDrops, drawHeading, drawSession } from "./session.js";
 import { Traces, drawHead } from "./signal.js";
 import { Store, decision, hit } from "./store.js";
-import { drawStrip } from "./strip.js";
+import { Strip } from "./strip.js";
 import { calm, followTheme, switchTheme } from "./theme.js";
 
 const SUMMARY = 15; // s between words for screen readers
@@ -21,6 +21,7 @@ const $ = (id) => document.getElementById(id);
 const store = new Store();
 const filter = new Filter();
 const traces = new Traces($("traces"));
+const strip = new Strip($("strip"), (one) => look(now(), one)); // it stays where it is
 const evidence = new Evidence($("evidence"), $("evidence-legend"));
 const evoked = new Evoked($("evoked"), $("map"), $("map-head"), $("moment"), $("evoked-words"));
 const latency = new Latency($("latency"), $("latency-table"));
@@ -78,7 +79,7 @@ function draw(time) {
     const stimuli = filter.stimuli(store, now());
     const stimulus = focused(stimuli, time);
     drawFocus($("focus"), store, stimulus);
-    drawStrip($("strip"), store, stimuli, stimulus, (one) => look(now(), one)); // the strip stays where it is
+    strip.draw(store, stimuli, stimulus);
     evidence.draw(store, stimulus?.key);
   }
   if (often("second", time, Math.max(500, slow))) {

@@ -6,7 +6,8 @@ const STIMULI = 2000; // of which everything is kept
 const EVENTS = 6000; // rows of the table
 const PICTURES = 4096; // of the gallery; the server takes a page to have the last 1024
 const SIGNAL = 120; // s
-const REPETITIONS = 400; // decisions on one stimulus
+const REPETITIONS = 60; // decisions on one stimulus,
+const STIMULUS_KEYS = 1000; // and stimuli that have any
 const LATENCIES = 5000; // of each kind
 
 /** The newest entries of a list that goes on for ever. */
@@ -143,11 +144,11 @@ export class Store {
     for (const { id, label } of candidates) if (label) this.labels.set(id, label);
     if (message.final) {
       const history = this.evidence.get(message.key) ?? [];
-      history.push({ repetitions: message.repetitions, candidates, rank: message.rank, stop: message.stop });
+      history.push({ repetitions: message.repetitions, ids: candidates.map(({ id }) => id), probabilities: candidates.map(({ probability }) => probability) });
       if (history.length > REPETITIONS) history.shift();
       this.evidence.delete(message.key); // so that the newest stands last
       this.evidence.set(message.key, history);
-      if (this.evidence.size > STIMULI) this.evidence.delete(this.evidence.keys().next().value);
+      if (this.evidence.size > STIMULUS_KEYS) this.evidence.delete(this.evidence.keys().next().value);
     }
     this.#result("retrieval", message, stimulus, {
       result: candidates.length ? candidates[0].label || candidates[0].id : "",
