@@ -31,6 +31,7 @@ from streamdec.access import make_keys
 from streamdec.dashboard import child, server
 from streamdec.dashboard.gate import Gate, read_token
 from streamdec.dashboard.hub import Hub
+from streamdec.dashboard.metrics import Metrics
 from streamdec.dashboard.packet import pack, packet
 from streamdec.dashboard.scalp import Scalp
 from streamdec.errors import ConfigError
@@ -338,7 +339,7 @@ def test_metrics_are_those_of_the_statistics() -> None:
     )
     Numbered(hub).take(session("started", bundle="b", method="nice"), said)
     hub.link(0.5, 7, 0)
-    families = list(text_string_to_metric_families(server.Metrics(hub).text().decode()))
+    families = list(text_string_to_metric_families(Metrics(hub).text().decode()))
     found = {(s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples}
     assert found[("streamdec_epochs_total", ("outcome", "decided"))] == 8
     assert found[("streamdec_markers_refused_total", ("reason", "ignored"))] == 2
@@ -352,7 +353,7 @@ def test_metrics_are_those_of_the_statistics() -> None:
     assert found[("streamdec_dashboard_missed_messages_total",)] == 7
     assert found[("streamdec_up",)] == 1
     hub.link(60.0, 7, 0)
-    assert b"streamdec_up 0.0" in server.Metrics(hub).text()
+    assert b"streamdec_up 0.0" in Metrics(hub).text()
 
 
 # --- who may look ----------------------------------------------------------------------------------------------------
@@ -514,6 +515,8 @@ def test_the_token_opens_and_nothing_else_does() -> None:
 def test_the_number_of_pages_is_bounded() -> None:
     async def scenario(url: str, client: ClientSession, hub: Hub) -> None:
         pages = [await client.ws_connect(f"{url}/ws") for _ in range(32)]
+        while len(hub.browsers) < 32:
+            await asyncio.sleep(0.01)
         with pytest.raises(WSServerHandshakeError, match="503"):
             await client.ws_connect(f"{url}/ws")
         for page in pages:

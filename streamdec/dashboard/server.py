@@ -30,6 +30,10 @@ from .hub import Hub
 from .metrics import CONTENT_TYPE, Metrics
 from .packet import pack
 
+PORT = 5680
+SHOWN = (*TOPICS, *ON_DEMAND)
+"""What the feed is asked for."""
+
 _MOST_BROWSERS = 32
 _LONGEST_MESSAGE = 1024  # bytes that a browser may send at once: a token
 _TOKEN_WITHIN = 10.0  # s
@@ -73,16 +77,10 @@ def files() -> dict[str, File]:
     return found
 
 
-def _quiet() -> logging.Logger:
-    """Make a log that tells of our own faults, not of guests who speak no HTTP or leave in the middle of a word."""
-
-    def ours(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, (HttpProcessingError, ConnectionError))
-
-    log = logging.getLogger(__name__)
-    log.addFilter(ours)
-    return log
+def _ours(record: logging.LogRecord) -> bool:
+    """Tell our own faults from guests who speak no HTTP or leave in the middle of a word."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (HttpProcessingError, ConnectionError))
 
 
 def _guard(gate: Gate) -> Middleware:
@@ -126,7 +124,9 @@ class Dashboard:
 
     def runner(self) -> web.AppRunner:
         """Make what runs it, without a line in a log for what guests do."""
-        return web.AppRunner(self.app, access_log=None, logger=_quiet(), handle_signals=False, shutdown_timeout=1.0)
+        log = logging.getLogger(__name__)
+        log.addFilter(_ours)
+        return web.AppRunner(self.app, access_log=None, logger=log, handle_signals=False, shutdown_timeout=1.0)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         file = self._files.get(request.path)
@@ -146,7 +146,7 @@ class Dashboard:
     async def _socket(self, request: web.Request) -> web.StreamResponse:
         if not self._gate.same_origin(request.headers):
             return web.Response(status=403, text="this page may not look in\n")
-        if len(self._open) >= _MOST_BROWSERS:
+        if len(self._hub.browsers) >= _MOST_BROWSERS:
             return web.Response(status=503, text="too many pages look at this session\n")
         socket = web.WebSocketResponse(heartbeat=_HEARTBEAT, max_msg_size=_LONGEST_MESSAGE, compress=False)
         await socket.prepare(request)
@@ -282,10 +282,6 @@ async def serve(
         await runner.cleanup()
         await asyncio.to_thread(source.join, 2.0) if source.is_alive() else None
         feed.close()
-
-
-SHOWN = (*TOPICS, *ON_DEMAND)
-PORT = 5680
 
 
 async def _listen(runner: web.AppRunner, host: str, port: int | None) -> str:
