@@ -49,6 +49,11 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return re.sub(r"\{\{ README: (.+?) \}\}", lambda found: readme(found[1]), markdown)
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Show the roles of docstrings, such as :class:, as plain code."""
+    return re.sub(r":(?:attr|class|data|func|meth|mod):<code>~?\.*([^<]+)</code>", r"<code>\1</code>", html)
+
+
 def readme(title: str) -> str:
     """A section of the README, without its title."""
     found = re.search(
@@ -74,7 +79,7 @@ def commands(name: str, parser: argparse.ArgumentParser) -> str:
             "```",
             "",
         ]
-        lines += ["| | |", "| --- | --- |"]
+        lines += ["| argument | what it is |", "| --- | --- |"]
         for action in command._actions:
             if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
                 lines.append(f"| {_written(action)} | {_prose(_help(action))} |")
@@ -99,7 +104,7 @@ def _leaves(
 
 
 def _usage(name: str, path: tuple[str, ...], command: argparse.ArgumentParser) -> str:
-    formatter = argparse.HelpFormatter(f"{name} {' '.join(path)}", width=96)
+    formatter = argparse.HelpFormatter(f"{name} {' '.join(path)}", width=80)
     formatter.add_usage(None, command._actions, command._mutually_exclusive_groups, prefix="")
     return formatter.format_help().strip()
 
