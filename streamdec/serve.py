@@ -33,6 +33,8 @@ from .sessions.minutes import Kept, Minutes
 from .stop import until_signal as until_signal
 from .types import StreamInfo
 
+_RECORDER_WAIT = 5.0  # seconds for its process to start; the session opens without it, what comes waits in memory
+
 
 def open_bundle(config: Config) -> Bundle:
     """Read and verify the bundle the config names."""
@@ -227,6 +229,8 @@ def serve(config: Config, log: Log, *, dashboard: bool = False) -> Counts:
         gc.collect()
         gc.freeze()
         try:
+            if kept is not None:
+                kept.recorder.wait(_RECORDER_WAIT)
             live.start(inlet.eeg, inlet.markers)
             for warning in (*warnings, *misfits(bundle, live.intake)):
                 live.warn(warning)

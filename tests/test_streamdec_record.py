@@ -219,6 +219,15 @@ def test_the_recording_is_locked_while_it_is_written(recorder: Recorder, path: P
     assert free()
 
 
+def test_it_says_when_it_writes(recorder: Recorder, path: Path) -> None:
+    assert recorder.wait(20.0)
+    recorder._process.kill()
+    with Recorder(path.with_name("b.xdf"), EEG, None) as other:
+        other._process.kill()
+        other._process.wait()
+        assert not other.wait(60.0) or other._spool.reading  # it may have been quicker than the signal
+
+
 def test_reused_buffers_are_copied(recorder: Recorder, path: Path) -> None:
     buffer, stamps = np.zeros((5, 3), np.float32), np.zeros(5)
     for k in range(3):

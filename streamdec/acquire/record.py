@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,19 @@ class Recorder:
         if not self._closed and not self._failure and (status := self._process.poll()) is not None:
             self._failure = f"the recording process ended with status {status}"
         return self._spool.reason or self._failure
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the process writes, ``timeout`` seconds at most; what comes before that is safe only in memory.
+
+        Returns
+        -------
+        bool
+            Whether it does.
+        """
+        end = time.monotonic() + timeout
+        while not self._spool.reading and not self.broken and time.monotonic() < end:
+            time.sleep(0.005)
+        return self._spool.reading
 
     def event(self, event: Event) -> None:
         """Record an event. Its arrays are copied."""

@@ -212,6 +212,7 @@ def run(
         file = _File(path)
         others = {LINE + n: _File(path.with_name(name)) for n, name in enumerate(beside)}
         files = (file, *others.values())
+        spool.reading = True
         final, head, dropped = False, spool.head, 0
         while not final:
             final = ended.wait(_PERIOD)

@@ -16,8 +16,8 @@ import uuid
 from typing import Self
 
 # 8-byte words at the start: bytes ever written, bytes ever read, records the writer had no room for, length of the
-# reason why the reader failed. Then that reason, as text.
-_HEAD, _TAIL, _DROPPED, _FAILED = range(4)
+# reason why the reader failed, whether the reader is there. Then that reason, as text.
+_HEAD, _TAIL, _DROPPED, _FAILED, _READING = range(5)
 _REASON = slice(64, 1024)
 _DATA = 4096
 
@@ -134,6 +134,15 @@ class Spool:
     @dropped.setter
     def dropped(self, count: int) -> None:
         self._words[_DROPPED] = count
+
+    @property
+    def reading(self) -> bool:
+        """Whether the reader is there, ready to read."""
+        return self._words[_READING] != 0
+
+    @reading.setter
+    def reading(self, reading: bool) -> None:
+        self._words[_READING] = reading
 
     def fail(self, reason: str) -> None:
         """Tell the writer that the reader cannot go on."""

@@ -108,6 +108,7 @@ th.number, td.number { text-align: right; padding-left: .8rem; }
 td.number { white-space: nowrap; }
 td.text { min-width: 6.5rem; }
 tr.bold td { font-weight: 650; }
+p, footer { overflow-wrap: anywhere; }
 footer { margin-top: 4rem; color: var(--soft); font-size: .85rem; }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; }
   table { font-size: 7.5pt; } th, td { padding: .2rem .5rem .2rem 0; } td.text { min-width: 0; }

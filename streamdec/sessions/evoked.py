@@ -24,6 +24,7 @@ from .folder import recorded_config
 from .recorded import Recorded
 
 TMIN, TMAX = -0.2, 0.8  # seconds around an onset
+_MARGIN = 0.1  # seconds more on both sides, where the low-pass of the mean rings
 HIGH_PASS, LOW_PASS = 0.5, 30.0  # Hz
 
 
@@ -60,7 +61,8 @@ def look(session: Recorded) -> Evoked | None:
     config = recorded_config(session.recording) or Config()
     inlet = ReplayInlet(session.recording, trigger=config.intake.trigger is not None)
     ch_names, positional = _channels(inlet.eeg)
-    signal = Signal(ch_names, inlet.eeg.sfreq, TMIN, TMAX, filters=(BandPass(low=HIGH_PASS, order=1),))
+    high_pass = BandPass(low=HIGH_PASS, order=1)
+    signal = Signal(ch_names, inlet.eeg.sfreq, TMIN - _MARGIN, TMAX + _MARGIN, filters=(high_pass,))
     settings = msgspec.structs.replace(config.intake, trigger=None, positional=positional)
     intake = Intake(signal, inlet.eeg, settings)
     waiting = deque(sorted(session.of(schema.Onset), key=lambda onset: onset.onset_time))
@@ -87,7 +89,9 @@ def look(session: Recorded) -> Evoked | None:
     left_out = len(session.of(schema.Onset)) - len(onsets)
     first, n_times = signal.window
     times = np.arange(first, first + n_times) / signal.sfreq
-    return Evoked(ch_names, times, _smooth(total / len(onsets), times), np.array(onsets), np.array(sd), left_out)
+    inner = slice(*np.searchsorted(times, (TMIN - 0.5 / signal.sfreq, TMAX + 0.5 / signal.sfreq)))
+    mean = _smooth(total / len(onsets), times, inner)
+    return Evoked(ch_names, times[inner], mean, np.array(onsets), np.array(sd), left_out)
 
 
 def _channels(eeg: StreamInfo) -> tuple[tuple[str, ...], bool]:
@@ -98,9 +102,11 @@ def _channels(eeg: StreamInfo) -> tuple[tuple[str, ...], bool]:
     return tuple(f"{row + 1}" for row in range(eeg.n_chans)), True
 
 
-def _smooth(mean: Float64, times: Float64) -> Float64:
+def _smooth(mean: Float64, times: Float64, inner: slice) -> Float64:
+    """Low-pass the mean, cut its margins off, subtract what was before the onset."""
     sfreq = 1.0 / (times[1] - times[0])
     if sfreq > 2.5 * LOW_PASS:
         mean = sosfiltfilt(butter(4, LOW_PASS, fs=sfreq, output="sos"), mean, axis=1)
-    baseline: Float64 = mean - mean[:, times < 0].mean(axis=1, keepdims=True)
-    return baseline
+    mean, times = mean[:, inner], times[inner]
+    out: Float64 = mean - mean[:, times < 0].mean(axis=1, keepdims=True)
+    return out

@@ -68,7 +68,8 @@ def accuracy(decisions: Sequence[schema.Retrieval], start: float) -> Picture:
                 name,
             )
         _chance(left, chance)
-        left.set_xticks(places, [_range(low, high) for low, high in pairwise(edges) if _any(repetitions, low, high)])
+        ranges = [_range(low, high) for low, high in pairwise(edges) if _any(repetitions, low, high)]
+        left.set_xticks(places, ranges, rotation=0 if len(ranges) < 8 else 60)
         left.set_xlabel("presentations behind the decision")
         left.set_ylabel("shown image found, %")
         left.set_ylim(0, 105)
