@@ -188,6 +188,14 @@ def test_breaks_wait_for_the_space_bar(show):
     assert list(texts) == ["press space to begin", "2 of 3 sequences done: press space to go on"]
 
 
+def test_the_experimenter_says_go(show):
+    asked = iter([False] * 50 + [True] + [False] * 100)
+    _, outlet, log, _ = show(FakeScreen(), [[1]], rest=None, go=lambda: next(asked))
+    (pause,) = (entry for entry in log.entries if entry.kind == "break")
+    assert pause.duration == pytest.approx(51 / REFRESH)
+    assert [fields["event"] for fields, _ in outlet.markers() if "event" in fields] == ["pause", "go", "end"]
+
+
 def test_answers_to_catch_images_are_counted():
     def image(onset, sequence, kind="image"):
         return logs.Entry(onset, 0.1, kind, "x", sequence=sequence, place=1)
@@ -261,10 +269,11 @@ def test_a_folder_without_images_is_refused(tmp_path):
 def program(folder, out, *options, **environment):
     """`streamdec present`, running, on a screen of 60 Hz."""
     command = [sys.executable, "-m", "streamdec", "present", folder, "--out", out, "--pace", "60", "--before", "0.2"]
-    command += ["--after", "0.2", "--rest", "0.1", *options]
+    command += ["--after", "0.2", *options]
     with subprocess.Popen(
         list(map(str, command)),
         env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -337,10 +346,13 @@ def test_markers_equal_the_log_and_the_screen_shows_images(folder, tmp_path, str
         if (pixels[5, 400] == 127).all():  # the window is there
             looks.append((pixels[-5, 5], pixels[250, 350]))
 
-    options = ("--repetitions", "4", "--catches", "1", "--sequence", "8", "--block", "2", "--wait", "30")
+    options = ("--repetitions", "4", "--catches", "1", "--sequence", "8", "--wait", "30")
     environment = {"DISPLAY": virtual_screen, "SDL_VIDEODRIVER": "x11"}
     with program(folder, out, *options, "--name", stream_name, **environment) as process:
-        got = drain(marker_inlet(stream_name), process, look)
+        inlet = marker_inlet(stream_name)
+        process.stdin.write("\n")  # Enter: the experimenter begins
+        process.stdin.flush()
+        got = drain(inlet, process, look)
         printed, complaint = process.communicate(timeout=10)
     assert process.returncode == 0, complaint
     assert "24 of 24 images shown" in printed
@@ -365,7 +377,7 @@ def test_markers_equal_the_log_and_the_screen_shows_images(folder, tmp_path, str
 def test_frames_missed_on_purpose_are_reported(folder, tmp_path, stream_name):
     """The program is stopped for a quarter of a second in the middle of a sequence."""
     out = tmp_path / "out"
-    options = ("--repetitions", "3", "--catches", "0", "--wait", "30", "--name", stream_name)
+    options = ("--repetitions", "3", "--catches", "0", "--rest", "0.1", "--wait", "30", "--name", stream_name)
     with program(folder, out, *options, SDL_VIDEODRIVER="dummy") as process:
         inlet = marker_inlet(stream_name)
         while "id" not in json.loads(inlet.pull_sample(30.0)[0][0]):
@@ -389,7 +401,7 @@ def test_frames_missed_on_purpose_are_reported(folder, tmp_path, stream_name):
 @pytest.mark.lsl
 def test_a_signal_ends_it_as_escape_does(folder, tmp_path, stream_name):
     out = tmp_path / "out"
-    options = ("--repetitions", "100", "--name", stream_name, "--wait", "30")
+    options = ("--repetitions", "100", "--name", stream_name, "--wait", "30", "--rest", "0.1")
     with program(folder, out, *options, SDL_VIDEODRIVER="dummy") as process:
         inlet = marker_inlet(stream_name)
         while "id" not in json.loads(inlet.pull_sample(30.0)[0][0]):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +38,10 @@ def add(command: Any) -> None:
     timing.add_argument("--after", type=float, default=2.75, metavar="S", help="pause after one (default: 2.75)")
     timing.add_argument("--block", type=int, default=56, metavar="N", help="sequences between breaks (default: 56)")
     timing.add_argument(
-        "--rest", type=float, metavar="S", help="a break lasts so long (default: until the space bar is pressed)"
+        "--rest",
+        type=float,
+        metavar="S",
+        help="a break lasts so long at most (default: until space is pressed, or Enter in the terminal)",
     )
     screen = present.add_argument_group("the screen")
     screen.add_argument("--screen", type=int, default=0, metavar="N", help="number of the display (default: 0)")
@@ -81,10 +86,29 @@ def _present(options: argparse.Namespace) -> int:
     )
     out = options.out or Path(time.strftime("present-%Y%m%d-%H%M%S"))
     with until_signal() as stopped:
-        account = present(options.images, out, settings, wait=options.wait, say=_say, stopped=stopped)
+        account = present(options.images, out, settings, wait=options.wait, say=_say, stopped=stopped, go=_Enter())
     for line in account.lines():
         _say(line)
     return 0
+
+
+class _Enter:
+    """Whether Enter was pressed in the terminal since this was last asked: the experimenter's space bar."""
+
+    def __init__(self) -> None:
+        self._pressed = threading.Event()
+        threading.Thread(target=self._read, name="streamdec-present-enter", daemon=True).start()
+
+    def __call__(self) -> bool:
+        pressed = self._pressed.is_set()
+        self._pressed.clear()
+        return pressed
+
+    def _read(self) -> None:
+        # Not sys.stdin: a thread that waits in it keeps its lock, which Python wants at the end.
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):
+                self._pressed.set()
 
 
 def _say(line: str) -> None:

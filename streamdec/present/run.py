@@ -33,6 +33,7 @@ def present(
     say: Callable[[str], None],
     wait: float | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    go: Callable[[], bool] = lambda: False,
 ) -> logs.Account:
     """Show images; write what was shown, what the markers mean, and how it was.
 
@@ -47,8 +48,8 @@ def present(
         Takes a line for the experimenter.
     wait : float, optional
         Seconds to wait until somebody reads the markers; None: nobody is waited for.
-    stopped : callable
-        Whether to end, as Escape does.
+    stopped, go : callable
+        Whether to end, as Escape does, and whether to go on after a break, as with the space bar.
 
     Raises
     ------
@@ -97,6 +98,7 @@ def present(
             rest=settings.rest,
             catch=Path(settings.catch) if settings.catch else None,
             stopped=stopped,
+            go=go,
         )
         if wait is not None:
             show.wait(wait)

@@ -52,6 +52,8 @@ class Show:
         The catch image; drawn when omitted.
     stopped : callable
         Whether to end, as Escape does; asked once a frame.
+    go : callable
+        Whether to go on after a break, as with the space bar; asked once a frame in a break.
     """
 
     def __init__(
@@ -68,11 +70,12 @@ class Show:
         rest: float | None = None,
         catch: Path | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        go: Callable[[], bool] = lambda: False,
     ) -> None:
         self._screen, self._outlet, self._log, self._say = screen, outlet, log, say
         self._rows, self._folder, self._frames = rows, folder, frames
         self._plain, self._rest, self._catch = plain, rest, catch
-        self._stopped, self._seq = stopped, 0
+        self._stopped, self._go, self._seq = stopped, go, 0
 
     def wait(self, seconds: float) -> None:
         """Wait until somebody reads the markers.
@@ -148,10 +151,10 @@ class Show:
             self._say(f"sequence {number}: {sum(missed)} frames missed, at {sum(n > 0 for n in missed)} images")
 
     def _pause(self, text: str) -> None:
-        """Wait for the space bar, or for as long as a rest is."""
+        """Wait for the space bar, for who says go, or for as long as a rest is."""
         began = now = self._screen.flip(text=text)
         self._mark(began, event="pause")
-        while "space" not in self._keys(now) and (self._rest is None or now - began < self._rest):
+        while "space" not in self._keys(now) and not self._go() and (self._rest is None or now - began < self._rest):
             now = self._screen.flip(text=text)
         end = self._screen.flip()
         self._mark(end, event="go")

@@ -189,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--unit", default="microvolts", help="what the header states; the samples are microvolts [%(default)s]"
     )
     rig.add_argument("--photodiode", action="store_true", help="a light sensor's channel beside the EEG")
+    rig.add_argument("--on", type=float, default=0.1, help="how long it sees each image, s [%(default)g]")
     options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         old_names=options.old_names,
         unit=options.unit,
         photodiode=options.photodiode,
+        on=options.on,
     )
     view(subject, cap, StreamQuery(name=options.markers), name=options.name, session=options.session, stop=stop)
 
