@@ -41,6 +41,7 @@ MISSING = "O1,FC4"
 STREAMS = ("--eeg", "name=newcomer", "--markers", "name=streamdec-present")
 # The pauses are short. The screen is none: it keeps to 60 Hz by the clock.
 TIMING = ("--before", "0.3", "--after", "0.9", "--pace", "60")
+PATIENT = "[inlet]\nwait = 120.0\n"  # a simulated person takes a while to come: it looks at all images first
 MARKERS = '[intake.markers]\nignore = "catch"\n'
 RECIPE = """simulated = true
 [recipe]
@@ -142,8 +143,8 @@ class Lab:
         self.training = self._table("training", [row for row in rows if row not in tests])
         self.block, self.unseen = self._table("block", tests[::2]), self._table("unseen", tests[1::2])
         self.recipe = self._config("recording", RECIPE + MARKERS)
-        self.plain = self._config("serve", MARKERS)
-        self.in_microvolts = self._config("microvolts", f'intake.unit = "microvolts"\n{MARKERS}')
+        self.plain = self._config("serve", PATIENT + MARKERS)
+        self.in_microvolts = self._config("microvolts", f'intake.unit = "microvolts"\n{PATIENT}{MARKERS}')
         self.bundle, self.calibrated = folder / "bundle.zip", folder / "calibrated.zip"
 
     def train(self) -> None:
@@ -152,7 +153,9 @@ class Lab:
         people = {f"person-{number}": number for number in range(1, self.sizes.people + 1)}
         viewers = [self._viewer(name, seed, "--latency", "0") for name, seed in people.items()]
         files = [self.folder / f"{name}.xdf" for name in people]
-        self._show(self.training, 1, viewers, [recording(name, file) for name, file in zip(people, files, strict=True)])
+        self._show(
+            self.training, 1, viewers, [self._recording(name, file) for name, file in zip(people, files, strict=True)]
+        )
         stores = [self.folder / "stores" / name for name in people]
         for file, store in zip(files, stores, strict=True):
             run("offline.cli", "prepare", "recording", file, self.all, store, "--config", self.recipe)
@@ -169,7 +172,7 @@ class Lab:
         def doctor() -> None:
             run("streamdec", "doctor", self.bundle, *STREAMS, "--config", self.plain, status=1)
 
-        listeners = [recording("newcomer", file)]
+        listeners = [self._recording("newcomer", file)]
         self._show(self.block, self.sizes.repetitions, [self._newcomer(0)], listeners, doctor)
         run("streamdec", "calibrate", self.bundle, file, "--out", self.calibrated, "--config", self.plain)
 
@@ -215,6 +218,9 @@ class Lab:
         sensor = ("--photodiode", "--on", self.sizes.soa / 2)
         return self._viewer("newcomer", 99, "--session", session, *rig, *sensor)
 
+    def _recording(self, name: str, file: Path) -> tuple[str, list[object]]:
+        return "recording ", ["record", file, "--eeg", f"name={name}", *STREAMS[2:], "--config", self.plain]
+
     def _show(
         self,
         table: Path,
@@ -252,11 +258,6 @@ class Lab:
             for process in ready:
                 process.send_signal(signal.SIGINT)
                 finish(process)
-
-
-def recording(name: str, file: Path) -> tuple[str, list[object]]:
-    """Say how to record a person to a file."""
-    return "recording ", ["record", file, "--eeg", f"name={name}", *STREAMS[2:]]
 
 
 def counted(session: Path) -> dict[int, Found]:

@@ -535,6 +535,11 @@ class LslMarkers:
         self._offset = 0.0
         self._link.seek()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the stream is being read, as far as :meth:`pull` has seen."""
+        return self._link.ready
+
     def pull(self) -> list[Marker]:
         """Take what has come, stamped on the LSL clock by the offset measured at the connection; never waits.
 
