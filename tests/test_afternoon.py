@@ -1,4 +1,4 @@
-"""The short afternoon: present, record, prepare, fit, export, calibrate, serve, report; real processes, real streams."""
+"""The short afternoon: present, record, prepare, fit, export, calibrate, serve, report; real programs and streams."""
 
 from __future__ import annotations
 
