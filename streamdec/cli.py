@@ -18,6 +18,7 @@ import msgspec
 from . import __version__
 from .calibrate import cli as calibrate_cli
 from .dashboard import cli as dashboard_cli
+from .doctor import cli as doctor_cli
 from .errors import ConfigError, StreamdecError
 from .present import cli as present_cli
 from .relay import cli as relay_cli
@@ -140,12 +141,7 @@ def parser() -> argparse.ArgumentParser:
         "--seconds", type=float, help="stop after so many seconds (default: when you press Ctrl-C; 30 with --headless)"
     )
 
-    doctor = command("doctor", _doctor, "list the streams on the network and say whether they fit a bundle")
-    doctor.add_argument("bundle", nargs="?", help="bundle to check them against")
-    doctor.add_argument("--config", type=Path, help="TOML config, as for serve")
-    doctor.add_argument("--eeg", metavar="QUERY", help=f"EEG stream: {_QUERY}")
-    doctor.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
-    doctor.add_argument("--seconds", type=float, default=5.0, help="how long to listen (default: 5)")
+    doctor_cli.add(command)
 
     bench = command(
         "bench", _bench, "measure the latency of this machine: simulated amplifier, real streams, real feed"
@@ -293,17 +289,6 @@ def _demo(options: argparse.Namespace) -> int:
 
     seconds = options.seconds if options.seconds or not options.headless else 30.0
     return demo(seconds, headless=options.headless, say=_say, full=options.full, dashboard=options.dashboard)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from .config import configured
-    from .doctor import examine
-
-    fits = True
-    for finding in examine(configured(options), options.seconds):
-        _say(finding.line())
-        fits = fits and not finding.fatal
-    return 0 if fits else 1
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -139,6 +139,11 @@ def session(
     return Session(bundle, intake, encoders, evidence, outlet, clock, tape, config.session, generation)
 
 
+def costs_folder(config: Config) -> Path:
+    """Where it is kept what each tier was measured to cost."""
+    return Path(config.generate.costs) if config.generate.costs else cache_folder().parent / "costs"
+
+
 def generate(
     bundle: Bundle,
     config: Config,
@@ -162,8 +167,7 @@ def generate(
     if not settings.generator:
         return None
     asked = plan(settings, bundle.path)
-    if not settings.costs:
-        asked = msgspec.structs.replace(asked, costs=str(cache_folder().parent / "costs"))
+    asked = msgspec.structs.replace(asked, costs=str(costs_folder(config).resolve()))
     client = Client(asked, clock)
     stack.callback(client.close)
     say(f"waiting for the workers of generator {Path(settings.generator).name} to load and warm up")

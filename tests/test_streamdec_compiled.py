@@ -17,13 +17,14 @@ import pytest
 import small_bundle
 import torch
 
-from streamdec import doctor, serve
+from streamdec import serve
 from streamdec.config import Config, EngineSettings, load
 from streamdec.decode import bundle as bundles
 from streamdec.decode import compiled
 from streamdec.decode.bundle import Bundle
 from streamdec.decode.compiled import Build, CompiledEngine
 from streamdec.decode.manifest import Parity
+from streamdec.doctor.rehearsal import retrieval
 from streamdec.errors import ConfigError, EngineError
 from streamdec.serve import engines
 from streamdec.session import MemoryOutlet
@@ -210,10 +211,11 @@ def test_serve_says_it_and_goes_on(tmp_path: Path, bundle: Bundle, monkeypatch: 
 
 
 def test_doctor_warns(tmp_path: Path, bundle: Bundle) -> None:
-    warning, rehearsal = doctor._rehearse(bundle, settings(tmp_path / "cache"))
+    warning, *rehearsal = retrieval(bundle, settings(tmp_path / "cache"), None)
     assert warning.level == "warning"
     assert "ONNX on the CPU instead" in warning.text
-    assert not rehearsal.fatal
+    assert rehearsal
+    assert not any(finding.fatal for finding in rehearsal)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,10 @@ class Costs:
         """Give the cost of a tier on a device of a host, always the same object."""
         return self._costs.setdefault((tier, device, host), Cost(self._quantile, self._newest))
 
+    def items(self) -> list[tuple[tuple[Tier, str, str], Cost]]:
+        """List what is known, by tier, device and host."""
+        return sorted(self._costs.items(), key=lambda item: item[0])
+
     def save(self) -> None:
         """Write the file, whole or not at all.
 
