@@ -45,8 +45,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Put sections of the README where a page says ``{{ README: Title }}``."""
-    return re.sub(r"\{\{ README: (.+?) \}\}", lambda found: readme(found[1]), markdown)
+    """Put in what a page names: a section, ``{{ README: Title }}``, or a file, ``{{ file: path }}``."""
+    markdown = re.sub(r"^\{\{ README: (.+?) \}\}$", lambda found: readme(found[1]), markdown, flags=re.MULTILINE)
+    return re.sub(r"^\{\{ file: (.+?) \}\}$", lambda found: listing(found[1]), markdown, flags=re.MULTILINE)
+
+
+def listing(path: str) -> str:
+    """A file of the repository, to read and to copy."""
+    text = (ROOT / path).read_text("utf-8").rstrip()
+    return f'```{Path(path).suffix[1:]} title="{path}"\n{text}\n```'
 
 
 def on_page_content(html: str, **_: object) -> str:
