@@ -432,6 +432,8 @@ def test_the_page_is_served_from_here_alone() -> None:
                 assert answer.status == 304
         async with client.get(url, headers={"Host": "evil.example"}) as answer:
             assert answer.status == 421
+        async with client.get(url, headers={"Expect": "x"}) as answer:
+            assert answer.status == 417
         for method in ("post", "put", "delete", "options"):
             async with client.request(method, url + "/") as answer:
                 assert answer.status == 405
@@ -635,10 +637,16 @@ def test_bad_guests_change_nothing(capfd: pytest.CaptureFixture[str]) -> None:
             async with ClientSession() as client, client.ws_connect(f"{url}/ws", origin=url) as page:
                 seen: list[dict[str, Any]] = []
 
+                async def read() -> None:
+                    while True:
+                        seen.append(unpack(await page.receive_bytes())[0])
+
                 async def until(condition: Callable[[], bool]) -> None:
                     while not condition():
-                        seen.append(unpack(await page.receive_bytes(timeout=30))[0])
+                        assert not reading.done(), reading.exception()
+                        await asyncio.sleep(0.01)
 
+                reading = asyncio.create_task(read())
                 await until(lambda: any(header["topic"] == "session" for header in seen))
                 await attack(dashboard.port, 1000, seed=1)
                 before = process.memory_info().rss
@@ -656,6 +664,7 @@ def test_bad_guests_change_nothing(capfd: pytest.CaptureFixture[str]) -> None:
                     await asyncio.sleep(0.05)
                     async with client.get(f"{url}/metrics") as answer:
                         figures = (await answer.read()).decode()
+                reading.cancel()
 
         asyncio.run(asyncio.wait_for(scenario(), 3500))
         assert dashboard.close() == 0

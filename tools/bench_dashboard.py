@@ -49,7 +49,8 @@ COUNTER = """() => {
   };
   requestAnimationFrame(frame);
 }"""
-FLAT = 1.1  # the last quarter's median over the second quarter's
+FULL = 2500  # stimuli after which the page forgets as many as come
+FLAT = 1.1  # growth of a median from then on
 
 
 # --- the session -----------------------------------------------------------------------------------------------------
@@ -283,13 +284,13 @@ def renderer() -> int:
 
 
 def verdict(rows: list[dict[str, float]], minutes: float, speed: float, complaints: list[str]) -> bool:
-    """Memory of the last quarter against the second, which has seen the page's history fill; frames; complaints."""
-    quarter = max(1, len(rows) // 4)
+    """Memory of the last third against the first, once the page's history is full; frames; complaints."""
+    full = [row for row in rows if row["onsets"] >= FULL]
+    third = max(1, len(full) // 3)
 
     def growth(name: str) -> float:
         early, late = (
-            float(np.median([row[name] for row in part]))
-            for part in (rows[quarter : 2 * quarter] or rows, rows[-quarter:])
+            float(np.median([row[name] for row in part])) for part in (full[:third] or rows, full[-third:] or rows)
         )
         return round(late / early, 3)
 

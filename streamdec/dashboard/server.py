@@ -102,6 +102,11 @@ def _guard(gate: Gate) -> Middleware:
     return guard
 
 
+async def _expect_nothing(request: web.Request) -> web.StreamResponse:
+    """Refuse ``Expect``: there is nothing to send. aiohttp's own answer repeats what was sent, and fails where it can't."""
+    return web.Response(status=417, text="nothing can be sent here\n", headers=_HEADERS)
+
+
 class Dashboard:
     """The web application around a hub.
 
@@ -117,9 +122,8 @@ class Dashboard:
         self._files = files()
         self._open: set[web.WebSocketResponse] = set()
         self.app = web.Application(middlewares=[_guard(gate)], client_max_size=0)
-        self.app.router.add_get("/ws", self._socket)
-        self.app.router.add_get("/metrics", self._prometheus)
-        self.app.router.add_get("/{path:.*}", self._file)
+        for path, handler in (("/ws", self._socket), ("/metrics", self._prometheus), ("/{path:.*}", self._file)):
+            self.app.router.add_get(path, handler, expect_handler=_expect_nothing)
         self.app.on_shutdown.append(self._close)
 
     def runner(self) -> web.AppRunner:
