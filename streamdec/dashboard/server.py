@@ -103,7 +103,7 @@ def _guard(gate: Gate) -> Middleware:
 
 
 async def _expect_nothing(request: web.Request) -> web.StreamResponse:
-    """Refuse ``Expect``: there is nothing to send. aiohttp's own answer repeats what was sent, and fails where it can't."""
+    """Refuse ``Expect``: aiohttp's own answer repeats what was sent, and fails where that is no text."""
     return web.Response(status=417, text="nothing can be sent here\n", headers=_HEADERS)
 
 
