@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_from_a_new_cap_to_a_calibrated_decode(tmp_path):
     done = subprocess.run([sys.executable, PROGRAM, lab, "--short"], capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     # The doctor saw that the header's unit cannot be true, before anything was decoded with it.
-    assert "fatal    scale of the EEG stream" in done.stdout
+    assert re.search(r"^ *fatal\b.*scale of the EEG stream", done.stdout, re.MULTILINE)
 
     sessions = {name: next((lab / "sessions" / name).iterdir()) for name in ("bundle", "calibrated")}
     recordings = {"training": [lab / "person-1.xdf"], "block": [lab / "newcomer.xdf"]}
