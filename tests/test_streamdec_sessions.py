@@ -102,7 +102,10 @@ def test_the_folder_says_what_the_session_was(recorded: Recorded, plan: Plan) ->
     assert folder.state(recorded.path, about) == "complete"
     config = msgspec.json.decode((recorded.path / "config.json").read_bytes(), type=Config)
     assert (config.session.top_k, config.bundle) == (3, str(recorded.bundle))
-    assert f"recording to {recorded.path}" in recorded.said
+    said = [
+        msgspec.json.decode(line, type=Line).text for line in (recorded.path / "log.jsonl").read_bytes().splitlines()
+    ]
+    assert f"recording to {recorded.path}" in said
 
 
 def test_the_log_has_what_was_said_and_what_changed(recorded: Recorded) -> None:
