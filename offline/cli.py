@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "encoder",
         metavar="ENCODER",
         help=f"{', '.join(TARGETS)}; options behind, such as @layer=8, @blur=medium, @vse, @captions=FILE; "
-        "A+B puts two side by side",
+        "A+B puts two side by side, A|B averages two of one space",
     )
     features.add_argument("out", type=Path, help="folder for the features; a killed call goes on there")
     features.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")

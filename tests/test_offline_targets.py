@@ -243,6 +243,25 @@ def test_an_image_is_decoded_once_for_joined_encoders(tmp_path, monkeypatch) -> 
         made([Item("none", "", "")], Images(tmp_path))
 
 
+def test_features_of_one_space_are_averaged(tmp_path) -> None:
+    """As CLIP-MUSED has an image's features and its caption's; ``|`` binds tighter than ``+``."""
+    pytest.importorskip("open_clip", reason="open_clip comes with the train extra")
+    image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
+    for i in range(3):
+        image.new("RGB", (64, 64), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "said.json").write_text('{"i0": "a red disc", "i1": "a blue star", "i2": "two green bars"}')
+    seen, told = "open_clip:tiny/world", f"open_clip_text:tiny/world@captions={tmp_path / 'said.json'}"
+    one, other, mean, joined = (
+        encoder(name, ITEMS)(ITEMS[:3], Images(tmp_path))
+        for name in (seen, told, f"{seen}|{told}", f"colour+{seen}|{told}")
+    )
+    assert np.abs(one - other).max() > 0.01
+    np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(joined[:, 48:], mean)
+    with pytest.raises(ConfigError, match=r"features to average; got colour: \(48,\), gabor: \(192,\); allowed"):
+        encoder("colour|gabor", ITEMS)(ITEMS[:3], Images(tmp_path))
+
+
 def test_every_kind_and_option_is_documented() -> None:
     text = (Path(registry.__file__).parent / "ENCODERS.md").read_text(encoding="utf-8")
     for name, kind in registry.KINDS.items():

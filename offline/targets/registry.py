@@ -1,4 +1,4 @@
-"""Target encoders by name: ``KIND``, ``KIND:WHAT``, with options behind, ``@option=value``, and joined by ``+``."""
+"""Target encoders by name: ``KIND``, ``KIND:WHAT``, options behind, ``@option=value``; joined by ``+`` or ``|``."""
 
 from __future__ import annotations
 
@@ -98,6 +98,34 @@ class Joined:
         return np.concatenate([part(items, images).reshape(len(items), -1) for part in self._parts], axis=1)
 
 
+class Averaged:
+    """Mean of the features of several encoders of one space, as their encoders give them.
+
+    Parameters
+    ----------
+    parts : sequence of TargetEncoder
+    """
+
+    def __init__(self, parts: Sequence[TargetEncoder]) -> None:
+        self._parts = parts
+        self.name = "|".join(part.name for part in parts)
+        self.provenance: dict[str, Any] = {"mean": {part.name: part.provenance for part in parts}}
+
+    def __call__(self, items: Sequence[Item], images: Images) -> Features:
+        """(n, ...), the shape that all of them give.
+
+        Raises
+        ------
+        ConfigError
+            They give different shapes.
+        """
+        features = [part(items, images) for part in self._parts]
+        if len({of.shape for of in features}) > 1:
+            got = ", ".join(f"{part.name}: {of.shape[1:]}" for part, of in zip(self._parts, features, strict=True))
+            raise ConfigError("features to average", got=got, allowed="those of one space")
+        return np.asarray(np.mean(features, axis=0, dtype=np.float32))
+
+
 class Through:
     """An encoder that sees changed images.
 
@@ -127,7 +155,7 @@ def encoder(name: str, items: Sequence[Item], device: str = "cpu") -> TargetEnco
     ``transformers:facebook/dinov2-base@layer=8@pool=mean``. Encoders of images take three options more, which change
     what they see: ``@blur`` (UBP: a level of :data:`.blur.KERNELS`, or pixels), ``@vse`` (NeuroAlign's saliency;
     ``@vse=gate:1,exponent:1`` changes its constants) and ``@sketch`` (Thought2Text's; likewise).
-    ``A+B`` puts features side by side.
+    ``A+B`` puts features side by side, ``A|B`` averages those of one space (and binds tighter).
 
     Raises
     ------
@@ -136,6 +164,8 @@ def encoder(name: str, items: Sequence[Item], device: str = "cpu") -> TargetEnco
     """
     if "+" in name:
         return Joined([encoder(part, items, device) for part in name.split("+")])
+    if "|" in name:
+        return Averaged([encoder(part, items, device) for part in name.split("|")])
     ending = _OPTIONS.search(name)
     assert ending is not None, "the expression matches nothing too"
     kind_name, _, what = name[: ending.start()].partition(":")
