@@ -253,6 +253,22 @@ def test_captions_and_pictures_as_they_come(browser: Any, told: tuple[Feed, Dash
         look.until("/ended/.test(document.querySelector('#heading').innerText)")
 
 
+def test_the_latencies_fit_their_panel(browser: Any, told: tuple[Feed, Dashboard]) -> None:
+    feed, dashboard = told
+    budgets = {"retrieval": 0.05, "caption": 0.3, "reconstruction": 0.8}
+    feed.say(session("started", bundle="b", method="nice", budgets=budgets))
+    with Looking(browser, dashboard.url) as look:
+        look.until("/running/.test(document.querySelector('#heading').innerText)")
+        for message in (onset("a"), retrieval("a"), caption("a"), reconstruction("a", source="b", payloads=())):
+            feed.say(message)
+        look.until("document.querySelectorAll('#latency-table tr').length == 3")
+        look.until("[...document.querySelectorAll('#latency-table td:nth-child(2)')].every(td => td.innerText == '1')")
+        for width in (2560, 1920, 1701, 1541, 1440, 1251, 901, 800, 390):
+            look.page.set_viewport_size({"width": width, "height": 1080})
+            for place in ("document.documentElement", "document.querySelector('.latency-panel .scroll')"):
+                look.until(f"{place}.scrollWidth <= {place}.clientWidth")
+
+
 def test_the_token_is_asked_for(browser: Any, tmp_path: Path) -> None:
     with Feed() as feed, Dashboard(feed.endpoint, "--token-file", tmp_path / "token") as dashboard:
         feed.say(session("started", bundle="b", method="nice"))
