@@ -210,7 +210,7 @@ def test_compressed(tmp_path: Path) -> None:
     assert streams[0].info.name == "amp"
 
 
-@pytest.mark.parametrize("content", [b"", b"XD", b"%PDF-1.4", gzip.compress(b"text"), b"\x1f\x8b\x08\x00"])
+@pytest.mark.parametrize("content", [b"", b"XD", b"%PDF-1.4", gzip.compress(b"text", mtime=0), b"\x1f\x8b\x08\x00"])
 def test_what_is_no_xdf(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(RecordingError, match=r"a\.xdf"):
         read_bytes(tmp_path, content)
