@@ -11,37 +11,28 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import clip
-import decoder
-import diffusers
-import judge
-import lm
-import open_clip
-import torch
-import transformers
-import unet
-import vae
-import vit
 from data import LOOKS, N_CONCEPTS, N_IMAGES, Data
 
 import streamdec.simulate
 
 OUT = Path(streamdec.simulate.__file__).with_name("world_models")
-STAGES: dict[str, tuple[Any, str]] = {
-    "judge": (judge, "judge"),
-    "clip": (clip, "clip"),
-    "vit": (vit, "vit"),
-    "vae": (vae, "diffusion/vae"),
-    "decoder": (decoder, "diffusion/vae"),
-    "unet": (unet, "diffusion"),  # reads the latents of vae, and is measured by judge
-    "lm": (lm, "lm"),
+STAGES = {
+    "judge": "judge",
+    "clip": "clip",
+    "vit": "vit",
+    "vae": "diffusion/vae",
+    "decoder": "diffusion/vae",
+    "unet": "diffusion",  # reads the latents of vae, and is measured by judge
+    "lm": "lm",
 }
+"""Modules of this folder, and where in the models' folder each writes."""
 
 
 def main() -> None:
@@ -60,6 +51,10 @@ def main() -> None:
     for name in arguments.stages:
         if name not in STAGES:
             parser.error(f"stage {name!r}: one of {', '.join(STAGES)}")
+    import diffusers  # these take ten seconds: not before the arguments are right
+    import torch
+    import transformers
+
     torch.set_num_threads(arguments.threads)
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
@@ -68,9 +63,10 @@ def main() -> None:
     file = arguments.out / "card.json"
     known = json.loads(file.read_text())["models"] if file.exists() else {}
     chosen = arguments.stages or (known if arguments.measure else STAGES)
-    for name, (stage, folder) in STAGES.items():
+    for name, folder in STAGES.items():
         if name not in chosen:
             continue
+        stage = importlib.import_module(name)
         out = arguments.out / folder
         if not arguments.measure:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +88,11 @@ def forget_paths(out: Path) -> None:
 
 def card(out: Path, known: dict[str, Any], n_images: int) -> dict[str, Any]:
     """Say what the models are: data, steps, seeds, figures, libraries, and the hash of every file."""
+    import diffusers
+    import open_clip
+    import torch
+    import transformers
+
     files = sorted(file for file in out.rglob("*") if file.is_file() and file.name != "card.json")
     return {
         "what": "Small models of the procedural world, in the classes of open_clip, diffusers and transformers.",
