@@ -1,4 +1,4 @@
-"""Shared fixtures: real recordings, liblsl kept to this machine, no model hub."""
+"""Shared fixtures: real recordings, liblsl kept to this machine, no model hub, one thread."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import tempfile
 import uuid
 from pathlib import Path
 
+# Read as libraries are loaded, here and in child processes. What tests compute is small: two threads of each of two
+# workers would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 from hypothesis import settings
 
 from streamdec.acquire.lsl import loopback
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 # How long an example takes is the machine's business.
 settings.register_profile("streamdec", deadline=None)
@@ -22,6 +25,12 @@ settings.load_profile("streamdec")
 _lsl_config = Path(tempfile.mkdtemp(prefix="streamdec-tests-")) / "lsl_api.cfg"
 _lsl_config.write_text(loopback(f"streamdec-tests-{uuid.uuid4().hex}"), encoding="utf-8")
 os.environ["LSLAPICFG"] = str(_lsl_config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: of several workers (``pytest -n 2``) none is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
