@@ -55,7 +55,6 @@ def compute_given(path: Path, items: list[Item], rows: np.ndarray) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, features, models, captions."""
-    torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("build")
     store = tiny_store.make(path / "store", noise=1.0)
     items = [item for part in store.meta.items.values() for item in part]

@@ -87,7 +87,6 @@ def test_export_refuses_what_differs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vae")
     tiny_diffusers.autoencoder().save_pretrained(folder)

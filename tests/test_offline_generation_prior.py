@@ -41,7 +41,6 @@ def features(folder: Path, encoder: Made, n: int = N) -> Targets:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return tiny_diffusers.stable_diffusion(tmp_path_factory.mktemp("model"), prediction_type="v_prediction")
 
 

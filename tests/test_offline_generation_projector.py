@@ -24,7 +24,6 @@ def ids(text: str) -> list[int]:
 
 @pytest.fixture(scope="module", params=[("gpt2", False), ("llama", False), ("llama", True)], ids=str)
 def speaker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Speaker:
-    torch.set_num_threads(1)
     kind, chat = request.param
     return Speaker(str(tiny_speakers.speaker(tmp_path_factory.mktemp("llm"), kind, chat=chat)), SYSTEM, PROMPT)
 

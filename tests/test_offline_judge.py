@@ -30,7 +30,6 @@ from streamdec.simulate.captions import ATTRIBUTES, Attributes, describe
 from streamdec.simulate.world import World
 from streamdec.types import Candidate
 
-torch.set_num_threads(1)
 PIXELS = Options(frozenset({"PixCorr"}))
 
 

@@ -14,8 +14,6 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from offline.judge import captions
 from streamdec.errors import ConfigError
 
-torch.set_num_threads(1)
-
 
 @pytest.mark.parametrize(
     ("text", "first"),

@@ -20,8 +20,6 @@ from torchvision.transforms import InterpolationMode, Resize
 from offline.judge import networks, pictures
 from streamdec.errors import ConfigError
 
-torch.set_num_threads(1)
-
 
 def noise(n: int, side: int = 32, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)

@@ -72,14 +72,6 @@ class KilledError(Exception):
     pass
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Prepared:
     return tiny_store.make(tmp_path_factory.mktemp("store") / "tiny", noise=2.0, n_chans=N_CHANS)

@@ -31,14 +31,6 @@ SMALL: dict[str, Any] = {"width": 8, "n_layers": 2, "n_heads": 2, "n_hidden": 12
 WIDTHS = {"image": (6,), "high": (7,), "low": (3, 2), "labels": (N_LABELS,)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def training(*, held: tuple[int, ...] = (), roles: tuple[str, ...] = tuple(WIDTHS)) -> Training:
     rng = np.random.default_rng(2)
     targets = {role: rng.standard_normal((N_ITEMS, *WIDTHS[role])).astype(np.float32) for role in roles}

@@ -24,7 +24,6 @@ TARGETS: dict[str, tuple[int, ...]] = {}
 @pytest.fixture(scope="module", autouse=True)
 def sizes() -> Any:
     """Shapes of the tiny transformer's tokens and features."""
-    torch.set_num_threads(1)
     visual = load("tiny", "random").network.visual
     n_patches = visual.positional_embedding.shape[0] - 1
     width, dim = visual.proj.shape

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -16,14 +14,6 @@ from offline.methods.network import Shapes
 from offline.methods.thought2text import THOUGHT2TEXT, Thought2TextLearner, Thought2TextSettings
 
 CONCEPTS = ("pear", "apple", "pear", "fig")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def training(held: tuple[int, ...] = ()) -> Training:

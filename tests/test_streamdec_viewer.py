@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -104,9 +103,7 @@ def test_it_answers_to_markers_in_real_time(stream_name):
     ]
     command += ["--sfreq", f"{SFREQ:g}", "--concepts", "3", "--per-concept", "2", "--tests", "4", "--photodiode"]
     command += ["--latency", "0.085", "--unit", "volts", "--missing", "Cz,Oz"]
-    process = subprocess.Popen(
-        command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     outlet = LslOutlet(StreamInfo(f"{stream_name}-m", "Markers", 1, 0.0, "string", source_id=stream_name))
     chunks, offset = [], 0.0
     try:
