@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import random
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -149,6 +151,16 @@ def read_config(kind: str, name: str, path: Path) -> None:
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
+def free_row(n: int) -> str:
+    """Find so many free ports in a row; below those that the system gives away, as they wait a while to be used."""
+    for first in random.SystemRandom().sample(range(30_000, 32_000), 100):
+        with ExitStack() as row, suppress(OSError):
+            for port in range(first, first + n):
+                row.enter_context(socket.create_server(("127.0.0.1", port)))
+            return str(first)
+    pytest.fail("no free ports")
+
+
 class Started(NamedTuple):
     """A program that runs beside others: where it stands, its command, its output."""
 
@@ -164,9 +176,7 @@ class Scenario:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[Started] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = str(probe.getsockname()[1])
+        self.port = free_row(3)
         (folder / ".bin").mkdir()
         train = "from offline.cli import main"
         live = (
