@@ -78,7 +78,13 @@ def parser() -> argparse.ArgumentParser:
     _feed_options(serve)
 
     record = command("record", _record, "record an EEG stream and its markers; needs no bundle")
-    record.add_argument("file", type=Path, metavar="FILE.xdf", help="new file")
+    record.add_argument(
+        "record",
+        nargs="?",
+        type=Path,
+        metavar="DIR",
+        help="record in a new folder inside DIR (or `record` in the config)",
+    )
     record.add_argument("--config", type=Path, help="TOML config, as for serve: inlet and intake count")
     record.add_argument("--eeg", metavar="QUERY", help=f"EEG stream: {_QUERY}")
     record.add_argument("--markers", metavar="QUERY", help="marker stream, likewise")
@@ -181,11 +187,11 @@ def _serve(options: argparse.Namespace) -> int:
 def _record(options: argparse.Namespace) -> int:
     from .config import configured
     from .record import record
+    from .sessions.log import Console, Log
     from .stop import until_signal
 
     with until_signal() as stopped:
-        told = record(configured(options), options.file, seconds=options.seconds, say=_say, stopped=stopped)
-    _say(f"{options.file}: {told.line()}")
+        record(configured(options), Log(Console(as_json=False)), seconds=options.seconds, stopped=stopped)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""``streamdec record``: an EEG stream and its markers into an XDF file, without a bundle.
+"""``streamdec record``: an EEG stream and its markers into a session's folder, without a bundle.
 
-What somebody with a new cap starts with: ``streamdec-train prepare recording`` takes the file.
+What somebody with a new cap starts with: ``streamdec-train prepare recording`` and ``streamdec calibrate`` take it.
 """
 
 from __future__ import annotations
@@ -12,110 +12,137 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from . import __version__
 from .acquire.lsl import LslInlet, local_clock
-from .acquire.record import Recorder
 from .config import Config
-from .errors import ConfigError, RecordingError, StreamMismatch
+from .errors import ConfigError, RecordingError, StreamdecError, StreamMismatch
+from .feed import schema
+from .sessions import events
+from .sessions.log import Log
+from .sessions.minutes import Kept
+from .sessions.undecoded import Arrived, Listener
 from .signal.montage import has_position
 from .signal.quality import check_scale, robust_sd, unit_factor
-from .types import Chunk, Connection, Float32, Marker, StreamInfo
+from .types import Chunk, Event, Float32, StreamInfo
 
 _SCALE_AFTER = 3.0  # seconds of signal before its scale is judged
 _TAIL = 2.0  # seconds of EEG that belong to the last marker
 _USUAL = 20.0  # microvolt: robust standard deviation of EEG as it comes; caps differ by far less than units do
 
 
-class Recorded(msgspec.Struct):
-    """What came in: ``samples`` of the EEG, ``markers``, and ``breaks``, stalls and losses of a stream."""
-
-    samples: int = 0
-    markers: int = 0
-    breaks: int = 0
-
-    def line(self) -> str:
-        """Say it."""
-        return f"{self.samples} samples, {self.markers} markers, {self.breaks} breaks"
-
-
 def record(
-    config: Config,
-    path: Path,
-    *,
-    seconds: float | None,
-    markers: int | None = None,
-    say: Callable[[str], None],
-    stopped: Callable[[], bool],
-) -> Recorded:
+    config: Config, log: Log, *, seconds: float | None, markers: int | None = None, stopped: Callable[[], bool]
+) -> Path:
     """Record until ``stopped``.
 
     Parameters
     ----------
     config : Config
-        Its ``inlet`` names the streams, its ``intake`` the unit, and a trigger channel where there are no markers.
-    path : Path
-        New file, .xdf.
+        Its ``record`` names the folder of sessions, its ``inlet`` the streams, its ``intake`` how markers name stimuli,
+        the unit, and a trigger channel where there are no markers.
+    log : Log
+        Told what is recorded, what is odd about it, and what came.
     seconds : float or None
         How long; None: until ``stopped``.
     markers : int or None
         End when so many have come, and what the last one evoked.
-    say : callable
-        Takes a line for the user.
     stopped : callable
         Whether to end.
+
+    Returns
+    -------
+    Path
+        The session's folder.
 
     Raises
     ------
     ConfigError
-        The file is no .xdf.
+        There is no folder named, or it is a file's name.
     StreamError
         The streams cannot be had.
     RecordingError
-        The file is there already, or cannot be written any more; it holds what came before.
+        The folder cannot be made, or written any more; it holds what came before.
     """
-    if path.suffix.lower() != ".xdf":
-        raise ConfigError("file to record to", got=path, allowed="a new .xdf file")
-    told = Recorded()
+    if not config.record or config.record.endswith(".xdf"):
+        raise ConfigError(
+            "where to record",
+            got=repr(config.record),
+            allowed="a folder, for a folder per session",
+            do="name one; the recording is streams.xdf in the session's folder",
+        )
+    log.session = uuid.uuid4().hex
     query = None if config.intake.trigger else config.inlet.markers
     with LslInlet(config.inlet.eeg, query, stall=config.inlet.stall) as inlet:
         inlet.open(config.inlet.wait or float("inf"))
         eeg = inlet.eeg
-        about = {"streamdec": __version__, "config": msgspec.to_builtins(config)}
-        description = msgspec.json.encode(about).decode()
-        with Recorder(path, eeg, inlet.markers, uuid.uuid4().hex, description) as recorder:
-            say(f"recording {eeg.name!r}, {eeg.n_chans} channels at {eeg.sfreq:g} Hz, to {path}; Ctrl-C ends it")
-            end = float("inf") if seconds is None else local_clock() + seconds
-            early: list[Float32] = []
-            while not stopped() and local_clock() < end:
+        listener, scale = Listener(eeg, config.intake), _Scale(eeg, config.intake.unit)
+        as_json = msgspec.json.encode(config)
+        kept = Kept(Path(config.record), log.session, None, eeg, inlet.markers, as_json, log, local_clock)
+        reason = "stopped"
+        try:
+            kept.wait()
+            log.say(f"recording {eeg.name!r}, {eeg.n_chans} channels at {eeg.sfreq:g} Hz, to {kept.path}")
+            until = _Until(seconds, markers, stopped)
+            while not kept.recorder.broken and not (reason := until(listener.arrived)):
                 event = inlet.pull(0.2)
                 if event is None:
                     continue
-                recorder.event(event)
-                if recorder.broken:
-                    raise RecordingError("the recording broke off", got=recorder.broken, do="free the disk, start anew")
-                if isinstance(event, Chunk):
-                    if told.samples < _SCALE_AFTER * eeg.sfreq <= told.samples + len(event.stamps):
-                        for warning in _scale(np.concatenate([*early, event.data], axis=1), eeg, config.intake.unit):
-                            say(warning)
-                        early.clear()
-                    elif told.samples < _SCALE_AFTER * eeg.sfreq:
-                        early.append(event.data.copy())
-                    told.samples += len(event.stamps)
-                elif isinstance(event, Marker):
-                    told.markers += 1
-                    if told.markers == markers:
-                        end = min(end, local_clock() + _TAIL)
-                elif isinstance(event, Connection) and event.state != "connected":
-                    told.breaks += event.state in ("stalled", "lost")
-                    say(f"{event.stream} stream {event.state}: {event.reason}")
-    if recorder.broken or recorder.dropped:
-        raise RecordingError(
-            f"{path} is not whole", got=recorder.broken or f"{recorder.dropped} events lost", do="the disk is too slow"
-        )
-    return told
+                kept.recorder.event(event)
+                for said in listener(event):
+                    if isinstance(said, schema.Onset):
+                        kept.row(events.shown(said, kept.start))
+                    else:
+                        log.state(said)
+                for warning in scale(event):
+                    log.say(warning, "warning")
+        except StreamdecError as error:
+            reason = str(error)
+            raise
+        finally:
+            log.say(f"{kept.path}: {listener.arrived.line()}")
+            kept.ended(reason or "the recording broke off", arrived=listener.arrived)
+            broken = kept.close()
+    if broken:
+        raise RecordingError(f"{kept.path} is not whole", got=broken, do="free the disk, or take a faster one")
+    return kept.path
 
 
-def _scale(data: Float32, eeg: StreamInfo, unit: str) -> list[str]:
+class _Until:
+    """When to end: after so many seconds, after so many markers and what the last one evoked, or when told to."""
+
+    def __init__(self, seconds: float | None, markers: int | None, stopped: Callable[[], bool]) -> None:
+        self._markers, self._stopped = markers, stopped
+        self._ends = {} if seconds is None else {f"{seconds:g} s are over": local_clock() + seconds}
+
+    def __call__(self, arrived: Arrived) -> str:
+        """Tell why to end now, "" to go on."""
+        if self._stopped():
+            return "stopped"
+        if self._markers is not None and arrived.markers >= self._markers:
+            self._ends.setdefault(f"{self._markers} markers came", local_clock() + _TAIL)
+        now = local_clock()
+        return next((why for why, end in self._ends.items() if now >= end), "")
+
+
+class _Scale:
+    """Says once, after some seconds, what is odd about the scale of the channels."""
+
+    def __init__(self, eeg: StreamInfo, unit: str) -> None:
+        self._eeg, self._unit = eeg, unit
+        self._early: list[Float32] = []
+        self._wanted = _SCALE_AFTER * eeg.sfreq
+
+    def __call__(self, event: Event) -> list[str]:
+        if self._wanted <= 0 or not isinstance(event, Chunk):
+            return []
+        self._early.append(event.data.copy())
+        self._wanted -= len(event.stamps)
+        if self._wanted > 0:
+            return []
+        data, self._early = np.concatenate(self._early, axis=1), []
+        return _odd(data, self._eeg, self._unit)
+
+
+def _odd(data: Float32, eeg: StreamInfo, unit: str) -> list[str]:
     """Say what is odd about the EEG channels' scale: nothing of it is lost, but a decoder will ask."""
     units = eeg.units or ("",) * eeg.n_chans
     rows = [row for row, name in enumerate(eeg.ch_names) if has_position(name)]

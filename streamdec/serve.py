@@ -33,8 +33,6 @@ from .sessions.minutes import Kept, Minutes
 from .stop import until_signal as until_signal
 from .types import StreamInfo
 
-_RECORDER_WAIT = 5.0  # seconds for its process to start; the session opens without it, what comes waits in memory
-
 
 def open_bundle(config: Config) -> Bundle:
     """Read and verify the bundle the config names."""
@@ -216,9 +214,8 @@ def serve(config: Config, log: Log, *, dashboard: bool = False) -> Counts:
         kept: Kept | None = None
         if config.record:
             as_json = msgspec.json.encode(config)
-            kept = Kept(
-                Path(config.record), session_id, bundle, inlet.eeg, inlet.markers, as_json, outlet, log, local_clock
-            )
+            kept = Kept(Path(config.record), session_id, bundle, inlet.eeg, inlet.markers, as_json, log, local_clock)
+            outlet.keep(kept)
             stack.callback(kept.close)
         live = session(
             bundle,
@@ -234,7 +231,7 @@ def serve(config: Config, log: Log, *, dashboard: bool = False) -> Counts:
         gc.freeze()
         try:
             if kept is not None:
-                kept.recorder.wait(_RECORDER_WAIT)
+                kept.wait()
             live.start(inlet.eeg, inlet.markers)
             for warning in (*warnings, *misfits(bundle, live.intake)):
                 live.warn(warning)

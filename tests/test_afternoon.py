@@ -42,8 +42,11 @@ def test_from_a_new_cap_to_a_calibrated_decode(tmp_path):
     assert re.search(r"^ *fatal\b.*scale of the EEG stream", done.stdout, re.MULTILINE)
 
     sessions = {name: next((lab / "sessions" / name).iterdir()) for name in ("bundle", "calibrated")}
-    recordings = {"training": [lab / "person-1.xdf"], "block": [lab / "newcomer.xdf"]}
-    recordings["unseen"] = [session / "streams.xdf" for session in sessions.values()]
+    recordings = {"unseen": list(sessions.values())}
+    recordings |= {
+        name: list((lab / "recorded" / who).iterdir())
+        for name, who in (("training", "person-1"), ("block", "newcomer"))
+    }
     for name, n in (("training", N_TRAIN), ("block", N_SHOWN), ("unseen", N_SHOWN)):
         shown = log(lab / "presented" / name / "log.tsv")
         assert len([marker for marker, _ in shown if marker != "catch"]) == n

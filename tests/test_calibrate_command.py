@@ -283,8 +283,9 @@ def test_a_live_block_is_recorded_and_used(tmp_path: Path, stream_name: str) -> 
     assert done.returncode == 0, done.stderr
     found = bundle.read(out).manifest.calibrated
     assert found is not None
-    assert found.recording == "new-block.xdf"
-    assert found.recording_sha256 == hashlib.sha256((tmp_path / "new-block.xdf").read_bytes()).hexdigest()
+    (session,) = (tmp_path / "new-block").iterdir()
+    assert found.recording == session.name
+    assert found.recording_sha256 == hashlib.sha256((session / "streams.xdf").read_bytes()).hexdigest()
     assert 30 <= found.after[0].n < 40
     assert f"wrote {out}" in done.stdout
 

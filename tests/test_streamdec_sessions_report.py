@@ -135,7 +135,8 @@ def test_a_recording_that_is_not_whole_says_so(session: Recorded) -> None:
 
 
 def test_without_a_decision_there_is_still_a_page(session: Recorded) -> None:
-    bare = msgspec.structs.replace(session, messages=[m for m in session.messages if isinstance(m, schema.Session)])
+    states = [m for m in session.messages if isinstance(m, schema.Session)]
+    bare = msgspec.structs.replace(session, messages=states, onsets=[])
     page = to_html(compose(bare), "")
     assert "nothing can be said of accuracy" in page
     assert "no onset has a clean epoch" in page

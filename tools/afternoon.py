@@ -152,13 +152,10 @@ class Lab:
         say("\n# people with good caps look at the training images")
         people = {f"person-{number}": number for number in range(1, self.sizes.people + 1)}
         viewers = [self._viewer(name, seed, "--latency", "0") for name, seed in people.items()]
-        files = [self.folder / f"{name}.xdf" for name in people]
-        self._show(
-            self.training, 1, viewers, [self._recording(name, file) for name, file in zip(people, files, strict=True)]
-        )
+        self._show(self.training, 1, viewers, [self._recording(name) for name in people])
         stores = [self.folder / "stores" / name for name in people]
-        for file, store in zip(files, stores, strict=True):
-            run("offline.cli", "prepare", "recording", file, self.all, store, "--config", self.recipe)
+        for name, store in zip(people, stores, strict=True):
+            run("offline.cli", "prepare", "recording", self._recorded(name), self.all, store, "--config", self.recipe)
         features, fitted = self.folder / "features", self.folder / "run"
         run("offline.cli", "features", stores[0], "attributes", features)
         run("offline.cli", "fit", "ridge", ",".join(map(str, stores)), features, fitted)
@@ -167,14 +164,22 @@ class Lab:
     def calibrate(self) -> None:
         """Record the newcomer's block, and make the bundle fit."""
         say("\n# somebody new, with an awkward cap, looks at a block of known images")
-        file = self.folder / "newcomer.xdf"
 
         def doctor() -> None:
             run("streamdec", "doctor", self.bundle, *STREAMS, "--config", self.plain, status=1)
 
-        listeners = [self._recording("newcomer", file)]
+        listeners = [self._recording("newcomer")]
         self._show(self.block, self.sizes.repetitions, [self._newcomer(0)], listeners, doctor)
-        run("streamdec", "calibrate", self.bundle, file, "--out", self.calibrated, "--config", self.plain)
+        run(
+            "streamdec",
+            "calibrate",
+            self.bundle,
+            self._recorded("newcomer"),
+            "--out",
+            self.calibrated,
+            "--config",
+            self.plain,
+        )
 
     def decode(self) -> list[dict[int, Found]]:
         """Serve both bundles while the newcomer looks at images never shown before; report, and count."""
@@ -218,8 +223,20 @@ class Lab:
         sensor = ("--photodiode", "--on", self.sizes.soa / 2)
         return self._viewer("newcomer", 99, "--session", session, *rig, *sensor)
 
-    def _recording(self, name: str, file: Path) -> tuple[str, list[object]]:
-        return "recording ", ["record", file, "--eeg", f"name={name}", *STREAMS[2:], "--config", self.plain]
+    def _recorded(self, name: str) -> Path:
+        (session,) = (self.folder / "recorded" / name).iterdir()
+        return session
+
+    def _recording(self, name: str) -> tuple[str, list[object]]:
+        return "recording ", [
+            "record",
+            self.folder / "recorded" / name,
+            "--eeg",
+            f"name={name}",
+            *STREAMS[2:],
+            "--config",
+            self.plain,
+        ]
 
     def _show(
         self,

@@ -30,8 +30,11 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
+    import msgspec
+
     from ..config import configured
     from ..record import record
+    from ..sessions.log import Console, Log
     from ..stop import until_signal
     from .run import Settings, run
 
@@ -43,9 +46,15 @@ def _calibrate(options: argparse.Namespace) -> int:
         raise ConfigError("--seconds and --onsets", got="with a recording", allowed="for a live block")
     recording = options.recording
     if live:
-        recording = options.out.with_name(f"{options.out.stem}-block.xdf")
+        beside = str(options.out.with_name(f"{options.out.stem}-block"))
         with until_signal() as stopped:
-            record(config, recording, seconds=options.seconds, markers=options.onsets, say=_say, stopped=stopped)
+            recording = record(
+                msgspec.structs.replace(config, record=beside),
+                Log(Console(as_json=False)),
+                seconds=options.seconds,
+                markers=options.onsets,
+                stopped=stopped,
+            )
     chosen = Settings(
         photodiode=options.photodiode,
         latency=options.latency,

@@ -1,12 +1,15 @@
 """``events.tsv``: one row for each onset, in the order in which they ended.
 
 A table as BIDS has them: tabs, "n/a" for what is not known. ``onset`` is seconds after the session's start, whose LSL
-clock stands in ``session.json``; how long a stimulus was shown is not in its marker.
+clock stands in ``session.json``; how long a stimulus was shown is not in its marker. Where nothing was decoded, a row
+has the first three columns only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+import msgspec
 
 from ..feed import schema
 
@@ -22,12 +25,35 @@ COLUMNS: dict[str, str] = {
     "repetitions": "presentations of the stimulus behind the decision",
     "latency": "s from the moment the epoch's last sample was due to the published decision",
 }
-HEADER = ("\t".join(COLUMNS) + "\n").encode()
+SHOWN = ("onset", "duration", "stimulus")
+"""Columns of a session in which nothing was decoded."""
 
 _UNKNOWN = "n/a"
 
 
-def row(end: schema.Epoch, decision: schema.Retrieval | None, start: float) -> dict[str, str]:
+def header(*, decoded: bool) -> bytes:
+    """Write the first line."""
+    return ("\t".join(COLUMNS if decoded else SHOWN) + "\n").encode()
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One onset: ``time`` LSL clock, seconds; ``cells`` by the names of their columns."""
+
+    time: float
+    cells: dict[str, str]
+
+    def line(self) -> bytes:
+        """Write it. Tabs and ends of lines in a cell become blanks: the format cannot quote them."""
+        return ("\t".join(" ".join(cell.split()) for cell in self.cells.values()) + "\n").encode("utf-8", "replace")
+
+
+def shown(onset: schema.Onset, start: float) -> Row:
+    """Say in one row what was shown; ``start`` LSL clock at the session's start, seconds."""
+    cells = (f"{onset.onset_time - start:.4f}", _UNKNOWN, onset.key)
+    return Row(onset.onset_time, dict(zip(SHOWN, cells, strict=True)))
+
+
+def row(end: schema.Epoch, decision: schema.Retrieval | None, start: float) -> Row:
     """Say in one row how an onset ended.
 
     Parameters
@@ -47,12 +73,7 @@ def row(end: schema.Epoch, decision: schema.Retrieval | None, start: float) -> d
             best = decision.candidates[0]
             cells |= {"candidate": best.id, "probability": f"{best.probability:.4g}"}
         cells |= {"repetitions": str(decision.repetitions), "latency": f"{decision.timing.latency:.4f}"}
-    return cells
-
-
-def line(cells: dict[str, str]) -> bytes:
-    """Write a row. Tabs and ends of lines within a cell become blanks: the format cannot quote them."""
-    return ("\t".join(" ".join(cell.split()) for cell in cells.values()) + "\n").encode("utf-8", "replace")
+    return Row(end.onset_time, cells)
 
 
 class Ends:
@@ -73,11 +94,6 @@ class Ends:
         return None
 
 
-def table(messages: Iterable[schema.AnyMessage], start: float) -> list[dict[str, str]]:
-    """Make all rows of a session; ``start`` LSL clock, seconds."""
+def table(messages: Iterable[schema.AnyMessage], start: float) -> list[Row]:
+    """Make all rows of a session that was decoded; ``start`` LSL clock, seconds."""
     return [row(*end, start) for end in filter(None, map(Ends(), messages))]
-
-
-def write(messages: Iterable[schema.AnyMessage], start: float) -> bytes:
-    """Make the whole file, as the recorder wrote it."""
-    return HEADER + b"".join(map(line, table(messages, start)))

@@ -15,7 +15,6 @@ from scipy.signal import butter, sosfiltfilt
 
 from ..acquire.replay import ReplayInlet
 from ..config import Config
-from ..feed import schema
 from ..intake import Intake
 from ..signal.montage import canonical, has_position
 from ..signal.spec import BandPass, Signal
@@ -65,7 +64,7 @@ def look(session: Recorded) -> Evoked | None:
     signal = Signal(ch_names, inlet.eeg.sfreq, TMIN - _MARGIN, TMAX + _MARGIN, filters=(high_pass,))
     settings = msgspec.structs.replace(config.intake, trigger=None, positional=positional)
     intake = Intake(signal, inlet.eeg, settings)
-    waiting = deque(sorted(session.of(schema.Onset), key=lambda onset: onset.onset_time))
+    waiting = deque(sorted(session.onsets, key=lambda onset: onset.onset_time))
     total: npt.NDArray[Any] = np.zeros((len(ch_names), signal.window[1]))
     onsets: list[float] = []
     sd: list[Float32] = []
@@ -86,7 +85,7 @@ def look(session: Recorded) -> Evoked | None:
                 break
     if not onsets:
         return None
-    left_out = len(session.of(schema.Onset)) - len(onsets)
+    left_out = len(session.onsets) - len(onsets)
     first, n_times = signal.window
     times = np.arange(first, first + n_times) / signal.sfreq
     inner = slice(*np.searchsorted(times, (TMIN - 0.5 / signal.sfreq, TMAX + 0.5 / signal.sfreq)))

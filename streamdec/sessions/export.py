@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError, RecordingError
-from ..feed import schema
 from ..signal.montage import canonical, has_position
 from ..signal.quality import unit_factor
 from . import events
@@ -21,8 +19,6 @@ from .recorded import Recorded
 
 _IN_VOLTS = ("eeg", "eog", "ecg", "emg")
 _KINDS = (*_IN_VOLTS, "misc", "stim", "resp", "gsr", "temperature")  # of LSL's channel types, those that mne has
-
-_COLUMNS = tuple(name for name in events.COLUMNS if name not in ("onset", "duration"))
 
 
 def to_fif(path: Path, out: Path) -> str:
@@ -50,19 +46,21 @@ def to_fif(path: Path, out: Path) -> str:
     if out.exists():
         raise ConfigError(f"{out} is there already", do="name another file")
     session = Recorded.open(path)
-    raw, samples, ends = _raw(session)
+    raw, samples, rows = _raw(session)
     import mne
 
     raw.set_montage("standard_1005", match_case=False, on_missing="ignore", verbose="error")
     raw.set_annotations(
         raw.annotations
-        + mne.Annotations(samples / raw.info["sfreq"], 0.0, [end.key for end in ends], raw.annotations.orig_time)
+        + mne.Annotations(
+            samples / raw.info["sfreq"], 0.0, [row.cells["stimulus"] for row in rows], raw.annotations.orig_time
+        )
     )
     try:
         raw.save(out, verbose="error")
     except (OSError, ValueError) as error:
         raise RecordingError(f"cannot write {out}", got=str(error)) from error
-    return f"{out}: {_said(raw, len(ends))}"
+    return f"{out}: {_said(raw, len(rows))}"
 
 
 def to_bids(path: Path, root: Path, subject: str, task: str) -> str:
@@ -98,14 +96,18 @@ def to_bids(path: Path, root: Path, subject: str, task: str) -> str:
     except ImportError as error:
         raise ConfigError("export to BIDS needs mne-bids", do="pip install 'streamdec[bids]'") from error
     session = Recorded.open(path)
-    raw, samples, ends = _raw(session)
+    raw, samples, rows = _raw(session)
     began = "".join(letter for letter in session.about.start.utc[:19] if letter.isalnum())
     target = mne_bids.BIDSPath(subject=subject, session=began, task=task, datatype="eeg", root=root)
     if target.copy().update(suffix="eeg", extension=".vhdr").fpath.exists():
         raise ConfigError(f"session {began} of sub-{subject} is in {root} already")
-    frame = pd.DataFrame(_rows(session, ends) + [_unlike_an_onset(mark) for mark in raw.annotations])
+    columns = [name for name in events.COLUMNS if name not in ("onset", "duration")]  # which BIDS says by itself
+    if session.about.bundle is None:
+        columns = ["stimulus", "outcome", "reason"]  # the last two for what is no onset
+    cells = [row.cells for row in rows] + [_unlike_an_onset(mark) for mark in raw.annotations]
+    frame = pd.DataFrame([{name: each.get(name, "n/a") for name in columns} for each in cells])
     found = [*samples, *(round(mark["onset"] * raw.info["sfreq"]) for mark in raw.annotations)]
-    names = [*(end.key for end in ends), *raw.annotations.description]
+    names = [*(row.cells["stimulus"] for row in rows), *raw.annotations.description]
     codes = {name: number for number, name in enumerate(sorted(set(names)), 1)}
     order = np.argsort(found, kind="stable")
     table = np.array([(found[i], 0, codes[names[i]]) for i in order], int).reshape(-1, 3)
@@ -117,7 +119,7 @@ def to_bids(path: Path, root: Path, subject: str, task: str) -> str:
             events=table,
             event_id=codes,
             event_metadata=frame.iloc[order].reset_index(drop=True),
-            extra_columns_descriptions={name: events.COLUMNS[name] for name in _COLUMNS},
+            extra_columns_descriptions={name: events.COLUMNS[name] for name in columns},
             format="BrainVision",
             allow_preload=True,
             verbose="error",
@@ -126,32 +128,25 @@ def to_bids(path: Path, root: Path, subject: str, task: str) -> str:
         mne_bids.update_sidecar_json(side, _truth(session), verbose="error")
     except (OSError, ValueError, RuntimeError) as error:
         raise RecordingError(f"cannot write into {root}", got=str(error)) from error
-    return f"{target.fpath}: {_said(raw, len(ends))}"
+    return f"{target.fpath}: {_said(raw, len(rows))}"
 
 
 def _truth(session: Recorded) -> dict[str, str]:
     """Correct what mne-bids takes from the file format, and say what it cannot know."""
     about = session.about
     eeg = "Simulated EEG, of no person. " if about.simulated else ""
-    said = (
-        f"{eeg}Decoded live by streamdec {about.versions['streamdec']}, bundle {about.bundle.name} {about.bundle.hash}"
-    )
+    said = f"{eeg}Recorded by streamdec {about.versions['streamdec']}"
+    if about.bundle is not None:
+        said += f", decoded live with bundle {about.bundle.name} {about.bundle.hash}"
     return {"Manufacturer": "n/a", "TaskDescription": said}
-
-
-def _rows(session: Recorded, ends: Sequence[schema.Epoch]) -> list[dict[str, str]]:
-    """Give what ``events.tsv`` says of some onsets, less what BIDS says by itself."""
-    rows = events.table(session.messages, session.about.start.lsl)
-    of_end = dict(zip(((end.key, end.onset_time) for end in session.of(schema.Epoch)), rows, strict=True))
-    return [{name: of_end[end.key, end.onset_time][name] for name in _COLUMNS} for end in ends]
 
 
 def _unlike_an_onset(mark: dict[str, Any]) -> dict[str, str]:
     why = f"{mark['duration']:.3f} s of samples were lost" if mark["duration"] else "nothing connects what comes here"
-    return dict.fromkeys(_COLUMNS, "n/a") | {"outcome": mark["description"], "reason": why}
+    return dict.fromkeys(events.COLUMNS, "n/a") | {"outcome": mark["description"], "reason": why}
 
 
-def _raw(session: Recorded) -> tuple[Any, Any, list[schema.Epoch]]:
+def _raw(session: Recorded) -> tuple[Any, Any, list[events.Row]]:
     """Make mne's Raw of a session, and find its onsets.
 
     Returns
@@ -160,7 +155,7 @@ def _raw(session: Recorded) -> tuple[Any, Any, list[schema.Epoch]]:
         With annotations where samples were lost, and where nothing connects them.
     samples : array of shape (n,) int
         Where the onsets lie.
-    ends : list of schema.Epoch
+    rows : list of events.Row
         What came of them; in the order of time.
     """
     try:
@@ -198,10 +193,10 @@ def _raw(session: Recorded) -> tuple[Any, Any, list[schema.Epoch]]:
             raw.info["meas_date"],
         )
     )
-    ends = sorted(session.of(schema.Epoch), key=lambda end: end.onset_time)
     half = 0.5 / eeg.sfreq
-    ends = [end for end in ends if found.times[0] - half <= end.onset_time <= found.times[-1] + half]
-    return raw, found.samples(np.array([end.onset_time for end in ends])), ends
+    rows = [row for row in session.rows if found.times[0] - half <= row.time <= found.times[-1] + half]
+    rows.sort(key=lambda row: row.time)
+    return raw, found.samples(np.array([row.time for row in rows])), rows
 
 
 def _said(raw: Any, n: int) -> str:

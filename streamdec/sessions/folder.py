@@ -6,8 +6,11 @@
         streams.xdf     everything that came in and went out, by the recorder: what all else can be made of again
         session.json    what it was: About
         config.json     the config, as it was resolved
-        log.jsonl       what serve said and what changed, one Line each
+        log.jsonl       what streamdec said and what changed, one Line each
         events.tsv      what came of each onset
+
+``streamdec serve --record`` makes it and, without a bundle, ``streamdec record``: then nothing was decoded or
+published, and ``session.json`` names no bundle.
 
 While a session runs, the recording process holds a lock on ``streams.xdf``.
 """
@@ -31,6 +34,7 @@ from ..errors import RecordingError
 from ..feed.schema import Counts
 from ..types import StreamInfo
 from . import events
+from .undecoded import Arrived
 
 ABOUT, CONFIG, LOG, EVENTS = "session.json", "config.json", "log.jsonl", "events.tsv"
 SCHEMA = 1
@@ -64,7 +68,8 @@ class End(msgspec.Struct, frozen=True):
     ----------
     at : when; of a session that was cut off, the last that was recorded.
     reason : why.
-    counts : the account, where there is one.
+    counts : the account; None where nothing was decoded, or it was killed before the first.
+    arrived : what came in, where nothing was decoded.
     broken : why not everything was recorded, "" where it was.
     repaired : what :func:`.repair.repair` found, "" where it was not needed.
     """
@@ -72,6 +77,7 @@ class End(msgspec.Struct, frozen=True):
     at: Moment
     reason: str
     counts: Counts | None = None
+    arrived: Arrived | None = None
     broken: str = ""
     repaired: str = ""
 
@@ -83,9 +89,9 @@ class About(msgspec.Struct, frozen=True):
     ----------
     schema : version of this file.
     id : the session's id, as on the feed.
-    start : when it started, before the first sample.
-    bundle : what decoded.
-    simulated : the EEG comes from a simulated subject, as far as the bundle knows.
+    start : when it started. What came while the recorder was being made ready is recorded too, and a little older.
+    bundle : what decoded; None where nothing did.
+    simulated : the EEG comes from a simulated subject, as far as the bundle knows; None without one.
     eeg, markers : the streams, without their headers, which are in the recording.
     versions : of streamdec, Python, and what it runs on.
     end : None while it runs, and where it was killed.
@@ -94,8 +100,8 @@ class About(msgspec.Struct, frozen=True):
     schema: int
     id: str
     start: Moment
-    bundle: BundleName
-    simulated: bool
+    bundle: BundleName | None
+    simulated: bool | None
     eeg: StreamInfo
     markers: StreamInfo | None
     versions: dict[str, str]
@@ -108,7 +114,13 @@ class About(msgspec.Struct, frozen=True):
 
 
 def about(
-    id: str, start: Moment, bundle: BundleName, eeg: StreamInfo, markers: StreamInfo | None, *, simulated: bool
+    id: str,
+    start: Moment,
+    bundle: BundleName | None,
+    eeg: StreamInfo,
+    markers: StreamInfo | None,
+    *,
+    simulated: bool | None,
 ) -> About:
     """Say what a session is that starts now, on this machine."""
     versions = {"streamdec": __version__, "python": platform.python_version()}
@@ -147,7 +159,7 @@ def create(parent: Path, about: About, config: bytes) -> Path:
         path.mkdir(parents=True)
         write_about(path, about)
         (path / CONFIG).write_bytes(msgspec.json.format(config, indent=2) + b"\n")
-        (path / EVENTS).write_bytes(events.HEADER)
+        (path / EVENTS).write_bytes(events.header(decoded=about.bundle is not None))
         (path / LOG).touch()
     except OSError as error:
         do = "name a folder for sessions that can be written"

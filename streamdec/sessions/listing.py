@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 
 from ..errors import StreamdecError
+from ..feed.schema import Counts
 from ..types import StreamInfo
 from . import folder
 from .recorded import Recorded
 from .repair import newest_counts
+from .undecoded import Arrived
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -33,9 +35,11 @@ def row(path: Path) -> Row:
         about = folder.read_about(path)
         state, end = folder.state(path, about), about.end
         seconds, counts = about.seconds, None if end is None else end.counts
+        arrived = None if end is None else end.arrived
         if end is None and state != "recording":
             session = Recorded.open(path)
             seconds, counts = session.last - about.start.lsl, newest_counts(session)
+            arrived = session.arrived
     except StreamdecError as error:
         return Row(path.name, "", "", "", "", "", "broken", str(error))
     note = "streamdec sessions repair" if end is None and state == "cut off" else ""
@@ -47,11 +51,17 @@ def row(path: Path) -> Row:
         f"{started:%Y-%m-%d %H:%M}",
         "" if seconds is None else f"{seconds // 60:.0f}:{seconds % 60:02.0f}",
         ", ".join(_stream(info) for info in (about.eeg, about.markers) if info is not None),
-        "" if counts is None else f"{counts.decided} of {counts.onsets}",
-        f"{about.bundle.name} ({about.bundle.hash[:8]})",
+        _decided(counts, arrived),
+        "none" if about.bundle is None else f"{about.bundle.name} ({about.bundle.hash[:8]})",
         state,
         note,
     )
+
+
+def _decided(counts: Counts | None, arrived: Arrived | None) -> str:
+    if counts is not None:
+        return f"{counts.decided} of {counts.onsets}"
+    return "" if arrived is None else f"none of {arrived.onsets}"
 
 
 def _stream(info: StreamInfo) -> str:

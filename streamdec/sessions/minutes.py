@@ -18,8 +18,10 @@ from ..session import Outlet
 from ..types import StreamInfo
 from . import events, folder
 from .log import Log, utc
+from .undecoded import Arrived
 
 _BESIDE = (folder.LOG, folder.EVENTS)
+_WAIT = 5.0  # seconds
 
 
 class Minutes:
@@ -31,33 +33,26 @@ class Minutes:
     ----------
     outlet : Outlet
     log : Log
-
-    Attributes
-    ----------
-    ended : schema.Session or None
-        The session's last message.
     """
 
     def __init__(self, outlet: Outlet, log: Log) -> None:
-        self.ended: schema.Session | None = None
         self._outlet, self._log = outlet, log
         self._ends = events.Ends()
-        self._row: Callable[[bytes], None] | None = None
-        self._start = 0.0
+        self._kept: Kept | None = None
 
-    def keep(self, row: Callable[[bytes], None], start: float) -> None:
-        """From now on give each row of ``events.tsv`` to ``row``. ``start`` LSL clock, seconds."""
-        self._row, self._start = row, start
+    def keep(self, kept: Kept) -> None:
+        """From now on tell ``kept`` what came of each onset, and how the session ended."""
+        self._kept = kept
 
     def publish(self, message: schema.AnyMessage, payloads: Sequence[Buffer] = ()) -> bytes:
         """Pass a message on, and take down what there is to it."""
         header = self._outlet.publish(message, payloads)
         if isinstance(message, schema.Session):
             self._log.state(message)
-            if message.state == "ended" and not message.stream:
-                self.ended = message
-        elif self._row is not None and (end := self._ends(message)) is not None:
-            self._row(events.line(events.row(*end, self._start)))
+            if message.state == "ended" and not message.stream and self._kept is not None:
+                self._kept.ended(message.reason, counts=message.counts)
+        elif self._kept is not None and (end := self._ends(message)) is not None:
+            self._kept.row(events.row(*end, self._kept.start))
         return header
 
     def wanted(self, topic: str) -> bool:
@@ -78,12 +73,11 @@ class Kept:
         The folder of all sessions.
     id : str
         The session's.
-    bundle : Bundle
+    bundle : Bundle or None
+        None where nothing is decoded.
     eeg, markers : StreamInfo
     config : bytes
         JSON of the whole config.
-    minutes : Minutes
-        What the session publishes to.
     log : Log
     clock : callable
         LSL clock, seconds.
@@ -91,6 +85,8 @@ class Kept:
     Attributes
     ----------
     path : Path
+    start : float
+        LSL clock, seconds.
     recorder : Recorder
         The session's tape.
 
@@ -104,42 +100,60 @@ class Kept:
         self,
         parent: Path,
         id: str,
-        bundle: Bundle,
+        bundle: Bundle | None,
         eeg: StreamInfo,
         markers: StreamInfo | None,
         config: bytes,
-        minutes: Minutes,
         log: Log,
         clock: Callable[[], float],
     ) -> None:
-        manifest = bundle.manifest
-        name = folder.BundleName(bundle.path.name, bundle.hash, manifest.method)
+        name = None if bundle is None else folder.BundleName(bundle.path.name, bundle.hash, bundle.manifest.method)
         start = folder.Moment(utc(), clock())
-        self._about = folder.about(id, start, name, eeg, markers, simulated=manifest.simulated)
-        self.path = folder.create(parent, self._about, config)
-        description = {"streamdec": __version__, "bundle": bundle.hash, "config": msgspec.Raw(config)}
+        simulated = None if bundle is None else bundle.manifest.simulated
+        self._about = folder.about(id, start, name, eeg, markers, simulated=simulated)
+        self._end = folder.End(start, "")
+        self.path, self.start = folder.create(parent, self._about, config), start.lsl
+        description: dict[str, object] = {"streamdec": __version__, "config": msgspec.Raw(config)}
+        if name is not None:
+            description["bundle"] = name.hash
         self.recorder = Recorder(
             self.path / STREAMS, eeg, markers, id, msgspec.json.encode(description).decode(), _BESIDE
         )
-        self._minutes, self._log, self._clock = minutes, log, clock
+        self._log, self._clock = log, clock
         log.attach(partial(self.recorder.line, _BESIDE.index(folder.LOG)))
-        minutes.keep(partial(self.recorder.line, _BESIDE.index(folder.EVENTS)), start.lsl)
 
-    def close(self) -> None:
-        """Finish the recording, and say in ``session.json`` how the session ended. Idempotent."""
+    def wait(self) -> None:
+        """Wait for the recorder's process to start; where it takes too long, what comes waits in memory."""
+        self.recorder.wait(_WAIT)
+
+    def row(self, row: events.Row) -> None:
+        """Append to ``events.tsv``."""
+        self.recorder.line(_BESIDE.index(folder.EVENTS), row.line())
+
+    def ended(self, reason: str, *, counts: schema.Counts | None = None, arrived: Arrived | None = None) -> None:
+        """Take down how the session ended; :meth:`close` writes it."""
+        self._end = folder.End(self._end.at, reason, counts, arrived)
+
+    def close(self) -> str:
+        """Finish the recording, and say in ``session.json`` how the session ended. Idempotent.
+
+        Returns
+        -------
+        str
+            Why not everything was recorded, "" where it was.
+        """
         if self._about.end is not None:
-            return
+            return self._about.end.broken
         self.recorder.close()
         broken, dropped = self.recorder.broken, self.recorder.dropped
         if dropped and not broken:
             broken = f"{dropped} records could not be taken"
-        last = self._minutes.ended
-        at, reason = folder.Moment(utc(), self._clock()), "" if last is None else last.reason
-        counts = None if last is None else last.counts
-        self._about = msgspec.structs.replace(self._about, end=folder.End(at, reason, counts, broken))
+        end = msgspec.structs.replace(self._end, at=folder.Moment(utc(), self._clock()), broken=broken)
+        self._about = msgspec.structs.replace(self._about, end=end)
         if broken:
             self._log.say(f"the recording is broken: {broken}", "error")
         try:
             folder.write_about(self.path, self._about)
         except OSError as error:
             self._log.say(f"{self.path / folder.ABOUT} does not say how it ended: {error.strerror}", "error")
+        return broken

@@ -8,8 +8,10 @@ from typing import TypeVar
 import msgspec
 
 from ..acquire.recording import Recording, read
+from ..config import Config
 from ..feed import schema
-from . import folder
+from . import events, folder
+from .undecoded import Arrived, played
 
 _M = TypeVar("_M", bound=schema.Message)
 
@@ -22,13 +24,17 @@ class Recorded(msgspec.Struct, frozen=True, eq=False):
     path : its folder.
     about : what it was.
     recording : its streams and events.
-    messages : what it published, in order; pictures and embeddings are not recorded.
+    messages : what it published, in order; pictures and embeddings are not recorded. None without a bundle.
+    onsets : of stimuli; as published, or where nothing was decoded as the markers say.
+    arrived : what came in, where nothing was decoded.
     """
 
     path: Path
     about: folder.About
     recording: Recording
     messages: list[schema.AnyMessage]
+    onsets: list[schema.Onset]
+    arrived: Arrived | None = None
 
     @classmethod
     def open(cls, path: Path) -> Recorded:
@@ -42,7 +48,11 @@ class Recorded(msgspec.Struct, frozen=True, eq=False):
             Its messages are of another version.
         """
         about, recording = folder.read_about(path), read(path)
-        return cls(path, about, recording, schema.recorded(recording.feed))
+        messages = schema.recorded(recording.feed)
+        if about.bundle is not None or recording.events is None:
+            return cls(path, about, recording, messages, [m for m in messages if isinstance(m, schema.Onset)])
+        config = folder.recorded_config(recording) or Config()
+        return cls(path, about, recording, messages, *played(recording.events, about.eeg, config.intake))
 
     def of(self, kind: type[_M]) -> list[_M]:
         """Give the messages of one kind."""
@@ -52,6 +62,20 @@ class Recorded(msgspec.Struct, frozen=True, eq=False):
     def decisions(self) -> list[schema.Retrieval]:
         """The final decisions."""
         return [decision for decision in self.of(schema.Retrieval) if decision.final]
+
+    @property
+    def rows(self) -> list[events.Row]:
+        """The rows of ``events.tsv``, made again."""
+        start = self.about.start.lsl
+        if self.about.bundle is None:
+            return [events.shown(onset, start) for onset in self.onsets]
+        return events.table(self.messages, start)
+
+    @property
+    def table(self) -> bytes:
+        """All of ``events.tsv``, as the recorder wrote it."""
+        header = events.header(decoded=self.about.bundle is not None)
+        return header + b"".join(row.line() for row in self.rows)
 
     @property
     def account(self) -> schema.Counts | None:

@@ -11,7 +11,7 @@ from ..acquire import xdf
 from ..acquire.recording import STREAMS
 from ..errors import RecordingError
 from ..feed import schema
-from . import events, folder
+from . import folder
 from .recorded import Recorded
 
 
@@ -37,7 +37,7 @@ def repair(path: Path) -> str:
         It is still being recorded, is no session, or cannot be written.
     """
     if folder.is_recording(path):
-        raise RecordingError(f"session {path} is being recorded", do="stop streamdec serve first")
+        raise RecordingError(f"session {path} is being recorded", do="stop streamdec first")
     before = Recorded.open(path)
     end, recording = before.about.end, before.recording
     whole = recording.finished and not recording.problems
@@ -48,7 +48,7 @@ def repair(path: Path) -> str:
     said = "; ".join((_loss(before), *recording.problems))
     if end is None:
         at = folder.Moment(_utc(before.about.start, before.last), before.last)
-        end = folder.End(at, "cut off", newest_counts(before), repaired=said)
+        end = folder.End(at, "cut off", newest_counts(before), before.arrived, repaired=said)
     else:
         end = msgspec.structs.replace(end, repaired=said)
     _table(before)
@@ -61,7 +61,7 @@ def repair(path: Path) -> str:
 
 def _table(session: Recorded) -> str:
     """Write ``events.tsv`` again where it is not what the messages say; tell whether it was."""
-    file, made = session.path / folder.EVENTS, events.write(session.messages, session.about.start.lsl)
+    file, made = session.path / folder.EVENTS, session.table
     try:
         if file.is_file() and file.read_bytes() == made:
             return ""

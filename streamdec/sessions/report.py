@@ -34,13 +34,13 @@ def report(path: Path, out: Path) -> None:
     Raises
     ------
     RecordingError
-        It is no session, holds no results, or the report cannot be written.
+        It is no session, or the report cannot be written.
     """
     session = Recorded.open(path)
     about = session.about
     made_by = (
         f"Made by streamdec {__version__} of session {about.id}, recorded by streamdec {about.versions['streamdec']} "
-        f"with bundle {about.bundle.name}, {about.bundle.hash}."
+        + ("without a bundle." if about.bundle is None else f"with bundle {about.bundle.name}, {about.bundle.hash}.")
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,17 @@ def _lead(session: Recorded) -> list[Block]:
         said = "" if end is None else f": {end.broken or end.repaired}"
         blocks.append(Note(f"This recording is not complete ({state}){said}."))
     minutes, seconds = divmod(session.last - about.start.lsl, 60)
-    onsets = session.of(schema.Onset)
+    if about.bundle is None:
+        became = "nothing was decoded: it was recorded without a bundle"
+    else:
+        became = f"{len(decisions)} decided by {about.bundle.method}, bundle {about.bundle.name}"
+    onsets = session.onsets
     soa = _soa(session)
     paced = "" if soa is None else f", one every {1e3 * soa:.0f} ms (median)"
     blocks.append(
         Text(
             f"{minutes:.0f} min {seconds:.0f} s from {about.eeg.name}, {about.eeg.n_chans} channels at "
-            f"{about.eeg.sfreq:g} Hz. {len(onsets)} stimuli{paced}; {len(decisions)} decided by {about.bundle.method}, "
-            f"bundle {about.bundle.name}."
+            f"{about.eeg.sfreq:g} Hz. {len(onsets)} stimuli{paced}; {became}."
         )
     )
     ranks = [decision.rank for decision in decisions if decision.rank is not None]
@@ -103,6 +106,8 @@ def _lead(session: Recorded) -> list[Block]:
 
 def _accuracy(session: Recorded) -> tuple[Block, ...]:
     known = [decision for decision in session.decisions if decision.rank is not None]
+    if session.about.bundle is None:
+        return ()
     if not known:
         return (Text("No shown stimulus was in the gallery, so nothing can be said of accuracy."),)
     return (figures.accuracy(known, session.about.start.lsl),)
@@ -301,11 +306,15 @@ def _states(session: Recorded) -> tuple[Block, ...]:
 
 
 def _method(session: Recorded) -> tuple[Block, ...]:
+    if session.about.bundle is None:
+        source = "The onsets are what the recorded markers say."
+    else:
+        source = "Accuracy, latencies, drops and the clock are what the session published and recorded while it ran."
     return (
         Text(
-            "Accuracy, latencies, drops and the clock are what the session published and recorded while it ran. The "
+            f"{source} The "
             "evoked response comes from playing the recording through the live intake again: epochs from "
-            f"{evoked.TMIN:g} to {evoked.TMAX:g} s around the published onsets, behind a causal first-order high-pass "
+            f"{evoked.TMIN:g} to {evoked.TMAX:g} s around the onsets, behind a causal first-order high-pass "
             f"at {evoked.HIGH_PASS:g} Hz; bad channels are filled in and bad epochs left out by the session's own "
             f"settings; the mean is low-pass filtered at {evoked.LOW_PASS:g} Hz without phase shift, and its mean "
             "before the onset subtracted."
@@ -326,7 +335,7 @@ def _table(columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...], caption:
 
 
 def _soa(session: Recorded) -> float | None:
-    times = np.sort([onset.onset_time for onset in session.of(schema.Onset)])
+    times = np.sort([onset.onset_time for onset in session.onsets])
     return float(np.median(np.diff(times))) if len(times) > 1 else None
 
 

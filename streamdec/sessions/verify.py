@@ -12,8 +12,9 @@ from ..config import Config
 from ..decode import bundle as bundles
 from ..errors import StreamdecError
 from ..feed import schema
-from . import events, folder
+from . import folder
 from .recorded import Recorded
+from .undecoded import Arrived
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -75,6 +76,8 @@ def _file(session: Recorded) -> Iterator[Finding]:
 
 def _bundle(session: Recorded, given: Path | None) -> Finding:
     wanted = session.about.bundle
+    if wanted is None:
+        return Finding(None, "no bundle: nothing was decoded")
     path = given
     if path is None:
         try:
@@ -95,6 +98,9 @@ def _bundle(session: Recorded, given: Path | None) -> Finding:
 
 def _account(session: Recorded) -> Iterator[Finding]:
     """What was recorded, counted again, against what the session counted while it ran."""
+    if session.arrived is not None:
+        yield from _arrived(session.arrived, session.about.end)
+        return
     account = session.account
     if account is None:
         yield Finding(None, "no account to compare with: the session did not come to its end")
@@ -119,8 +125,18 @@ def _account(session: Recorded) -> Iterator[Finding]:
         )
 
 
+def _arrived(counted: Arrived, end: folder.End | None) -> Iterator[Finding]:
+    """The same of a session in which nothing was decoded."""
+    if end is None or end.arrived is None:
+        yield Finding(None, "no account to compare with: the session did not come to its end")
+    elif counted != end.arrived:
+        yield Finding(False, f"recorded: {counted.line()}; said to have come: {end.arrived.line()}")
+    else:
+        yield Finding(True, f"the account agrees: {counted.line()}")
+
+
 def _sequence(session: Recorded) -> Finding:
-    """Messages of each topic are numbered from 1."""
+    """Messages of each topic are numbered from 1; without a bundle there are none."""
     holes = {}
     for topic in schema.TOPICS:
         numbers = [message.seq for message in session.messages if message.topic == topic]
@@ -130,14 +146,16 @@ def _sequence(session: Recorded) -> Finding:
     if holes:
         said = ", ".join(f"{n} of {topic}" for topic, n in holes.items())
         return Finding(False, f"messages are missing, twice or out of order: {said}")
+    if session.about.bundle is None:
+        return Finding(not session.messages, f"{len(session.messages)} messages, as nothing was published")
     return Finding(True, f"{len(session.messages)} messages, no gap in their numbers")
 
 
 def _table(session: Recorded) -> Finding:
-    made = events.write(session.messages, session.about.start.lsl)
     try:
-        same = (session.path / folder.EVENTS).read_bytes() == made
+        same = (session.path / folder.EVENTS).read_bytes() == session.table
     except OSError as error:
         return Finding(False, f"{folder.EVENTS}: {error.strerror}")
-    text = "says what the messages say" if same else "is not what the messages say; streamdec sessions repair"
+    source = "markers" if session.about.bundle is None else "messages"
+    text = f"says what the {source} say" if same else f"is not what the {source} say; streamdec sessions repair"
     return Finding(same, f"{folder.EVENTS} {text}")

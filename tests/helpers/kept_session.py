@@ -53,7 +53,8 @@ def keep(parent: Path, bundle: Path, n_events: int = 80) -> Path:
     log.session = "0123456789abcdef0123456789abcdef"
     minutes = Minutes(_Numbered(log.session), log)
     eeg = eeg_info()
-    kept = Kept(parent, log.session, opened, eeg, MARKERS, msgspec.json.encode(config), minutes, log, clock)
+    kept = Kept(parent, log.session, opened, eeg, MARKERS, msgspec.json.encode(config), log, clock)
+    minutes.keep(kept)
     live = session(opened, eeg, minutes, config, engines(opened, config), clock, kept.recorder)
     live.start(eeg, MARKERS)
     for event in script(n_events):
