@@ -4,8 +4,8 @@
     python tools/bench_dashboard.py --minutes 10 --speed 6    the same messages, six times as many a second
 
 A publisher in a process of its own says what a session with captions and pictures says (63 channels, 200 images; all of
-it made up, the gallery is the demo's), `streamdec dashboard` shows it, Chromium looks at it (playwright, psutil, pillow
-of the extra `test`). One line of JSON every so many seconds, and a last one with the verdict:
+it made up, the gallery is the demo's), `streamdec dashboard` shows it, Chromium looks at it (psutil, pillow of the
+extra `test`). One line of JSON every so many seconds, and a last one with the verdict:
 
     heap_mb     JavaScript heap of the page after a collection; renderer_mb private memory of its process
     frames      animation frames a second, over the whole interval; longest: the longest wait for one, ms
@@ -16,16 +16,21 @@ of the extra `test`). One line of JSON every so many seconds, and a last one wit
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import psutil
 
@@ -205,10 +210,86 @@ def publish(speed: float) -> None:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def look(minutes: float, speed: float, every: float, headed: bool) -> bool:
-    """Start everything, look for so long; True where all bars are met."""
-    from playwright.sync_api import sync_playwright
+class Page:
+    """A page in Chromium, asked over the DevTools protocol.
 
+    Not through playwright: it has the browser keep every body that came over the network (the protocol's domain
+    `Network`), which grows the page's process by each picture, up to 100 MB.
+    """
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._n = 0
+        self.complaints: list[str] = []
+
+    async def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Answer of a method of the protocol."""
+        self._n += 1
+        await self._socket.send_json({"id": self._n, "method": method, "params": parameters})
+        while True:
+            told = await self._socket.receive_json()
+            if told.get("id") == self._n:
+                if "error" in told:
+                    raise RuntimeError(f"{method}: {told['error']}")
+                answer: dict[str, Any] = told["result"]
+                return answer
+            self._heard(told)
+
+    async def evaluate(self, expression: str) -> Any:
+        """Value of an expression, as JSON would have it."""
+        answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    async def listen(self, seconds: float) -> None:
+        """Take up what the page complains of, for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    self._heard(await self._socket.receive_json())
+
+    def _heard(self, told: dict[str, Any]) -> None:
+        said = told.get("params", {})
+        if told.get("method") == "Runtime.exceptionThrown":
+            self.complaints.append(str(said["exceptionDetails"]))
+        elif told.get("method") == "Runtime.consoleAPICalled" and said["type"] == "error":
+            self.complaints.append(str(said["args"]))
+        elif told.get("method") == "Log.entryAdded" and said["entry"]["level"] == "error":
+            self.complaints.append(said["entry"]["text"])
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, headed: bool) -> AsyncIterator[tuple[Page, psutil.Process]]:
+    """The page of ``url`` in a Chromium of its own."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        raise SystemExit("no chromium, no google-chrome: install one")
+    with tempfile.TemporaryDirectory(prefix="streamdec-bench-", ignore_cleanup_errors=True) as profile:
+        flags = [f"--user-data-dir={profile}", "--remote-debugging-port=0", "--window-size=1920,1080"]
+        flags += ["--no-sandbox", "--no-first-run", *([] if headed else ["--headless=new"])]
+        browser = await asyncio.create_subprocess_exec(path, *flags, "about:blank", stderr=subprocess.DEVNULL)
+        try:
+            told = Path(profile) / "DevToolsActivePort"
+            while not told.exists() or len(told.read_text().split()) < 2:
+                await asyncio.sleep(0.1)
+            port = told.read_text().split()[0]
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"http://127.0.0.1:{port}/json") as answer:
+                    pages = [one for one in await answer.json() if one["type"] == "page"]
+                async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                    page = Page(socket)
+                    for domain in ("Runtime", "Log", "Performance", "Page"):
+                        await page.call(f"{domain}.enable")
+                    await page.call("Page.navigate", url=url)
+                    yield page, psutil.Process(browser.pid)
+        finally:
+            browser.kill()
+            await browser.wait()
+
+
+async def look(minutes: float, speed: float, every: float, headed: bool) -> bool:
+    """Start everything, look for so long; True where all bars are met."""
     source = subprocess.Popen([sys.executable, __file__, "publish", str(speed)], stdout=subprocess.PIPE, text=True)
     assert source.stdout is not None
     endpoint = source.stdout.readline().strip()
@@ -217,45 +298,39 @@ def look(minutes: float, speed: float, every: float, headed: bool) -> bool:
     try:
         assert server.stdout is not None
         url = server.stdout.readline().removeprefix("dashboard at ").strip()
-        with sync_playwright() as playwright:
-            path = shutil.which("chromium") or shutil.which("google-chrome")
-            browser = playwright.chromium.launch(executable_path=path, headless=not headed, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1920, "height": 1080})
-            complaints: list[str] = []
-            page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.goto(url)
-            page.wait_for_selector(".candidates")
-            rows = list(sample(page, psutil.Process(server.pid), url, minutes, every))
-            browser.close()
+        async with opened(url, headed) as (page, browser):
+            while not await page.evaluate("Boolean(document.querySelector('.candidates'))"):
+                await page.listen(0.1)
+            rows = [row async for row in sample(page, browser, psutil.Process(server.pid), url, minutes, every)]
     finally:
         for process in (source, server):
             process.kill()
             process.wait()
-    return verdict(rows, minutes, speed, complaints)
+    return verdict(rows, minutes, speed, page.complaints)
 
 
-def sample(page: Any, server: psutil.Process, url: str, minutes: float, every: float) -> Iterator[dict[str, float]]:
+async def sample(
+    page: Page, browser: psutil.Process, server: psutil.Process, url: str, minutes: float, every: float
+) -> AsyncIterator[dict[str, float]]:
     """Measure the page and the server once per interval."""
-    devtools = page.context.new_cdp_session(page)
-    devtools.send("Performance.enable")
-    page.evaluate(COUNTER)
+    await page.evaluate(f"({COUNTER})()")
     start = last = time.monotonic()
     cpu = sum(server.cpu_times()[:2])
     while time.monotonic() - start < 60 * minutes:
-        page.wait_for_timeout(1e3 * every)
+        await page.listen(every)
         now = time.monotonic()
-        bench = page.evaluate("({...window.bench})")
-        devtools.send("HeapProfiler.collectGarbage")
-        metrics = {entry["name"]: entry["value"] for entry in devtools.send("Performance.getMetrics")["metrics"]}
-        page.evaluate("Object.assign(window.bench, {frames: 0, longest: 0, last: performance.now()})")
+        bench = await page.evaluate("({...window.bench})")
+        await page.call("HeapProfiler.collectGarbage")
+        metrics = {entry["name"]: entry["value"] for entry in (await page.call("Performance.getMetrics"))["metrics"]}
+        await page.evaluate("Object.assign(window.bench, {frames: 0, longest: 0, last: performance.now()}) && null")
         used = sum(server.cpu_times()[:2])
-        told = page.request.get(f"{url}metrics").text()
+        async with aiohttp.ClientSession() as session, session.get(f"{url}metrics") as answer:
+            told = await answer.text()
         figures = {line.split()[0]: float(line.split()[1]) for line in told.splitlines() if not line.startswith("#")}
         row = {
             "minute": round((now - start) / 60, 2),
             "heap_mb": round(metrics["JSHeapUsedSize"] / 1e6, 2),
-            "renderer_mb": round(renderer() / 1e6, 1),
+            "renderer_mb": round(renderer(browser) / 1e6, 1),
             "nodes": int(metrics["Nodes"]),
             "frames": round(bench["frames"] / (now - last), 1),
             "longest": round(bench["longest"]),
@@ -271,10 +346,10 @@ def sample(page: Any, server: psutil.Process, url: str, minutes: float, every: f
         yield row
 
 
-def renderer() -> int:
-    """Private bytes of the largest renderer among our children: the page's."""
+def renderer(browser: psutil.Process) -> int:
+    """Private bytes of the browser's largest renderer: the page's."""
     found = [0]
-    for process in psutil.Process().children(recursive=True):
+    for process in browser.children(recursive=True):
         try:
             if "--type=renderer" in process.cmdline():
                 found.append(process.memory_full_info().uss)
@@ -323,7 +398,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two lines")
     parser.add_argument("--headed", action="store_true", help="show the browser")
     options = parser.parse_args()
-    return 0 if look(options.minutes, options.speed, options.every, options.headed) else 1
+    return 0 if asyncio.run(look(options.minutes, options.speed, options.every, options.headed)) else 1
 
 
 if __name__ == "__main__":
