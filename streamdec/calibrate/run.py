@@ -57,8 +57,8 @@ def run(config: Config, path: Path, out: Path, settings: Settings, say: Report) 
         say(f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}; it is calibrated anew from there")
     if bundle.manifest.method == "mused":
         say(
-            "mused tells subjects apart by tokens, which need gradients: for those of this person, prepare the block "
-            "(streamdec-train prepare recording) and fit with base = the run behind this bundle; the rest is done here"
+            "mused's tokens of a new subject are not fitted here, as they need gradients: streamdec-train prepare "
+            "recording, fit mused with base = the run behind this bundle, export; all else is fitted here"
         )
     recording = read(path)
     for problem in recording.problems:
