@@ -21,7 +21,8 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from .acquire.lsl import LslOutlet, local_clock, loopback
+from .acquire.lsl.library import local_clock, loopback
+from .acquire.lsl.outlet import LslOutlet
 from .decode import bundle as bundles
 from .demo import DEMO_BUNDLE, serve_process
 from .errors import StreamError

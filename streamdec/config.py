@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_origin
 
 import msgspec
 
-from .acquire.lsl import StreamQuery
+from .acquire.query import StreamQuery
 from .decode.compiled import CompiledKind
 from .decode.engine import Device
 from .decode.evidence import EvidenceSettings

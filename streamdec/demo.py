@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from .acquire.lsl import loopback
+from .acquire.lsl.library import loopback
 from .dashboard import child
 from .errors import ConfigError, StreamError
 from .feed.subscriber import Subscriber

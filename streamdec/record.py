@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from .acquire.lsl import LslInlet, local_clock
+from .acquire.lsl.inlet import LslInlet
+from .acquire.lsl.library import local_clock
 from .config import Config
 from .errors import ConfigError, RecordingError, StreamdecError, StreamMismatch
 from .feed import schema

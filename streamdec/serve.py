@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from .acquire.inlet import Inlet
-from .acquire.lsl import LslInlet, local_clock
+from .acquire.lsl.inlet import LslInlet
+from .acquire.lsl.library import local_clock
 from .config import Config
 from .dashboard import child
 from .decode import bundle as bundles

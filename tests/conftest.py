@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 from hypothesis import settings
 
-from streamdec.acquire.lsl import loopback
+from streamdec.acquire.lsl.library import loopback
 
 # How long an example takes is the machine's business.
 settings.register_profile("streamdec", deadline=None)

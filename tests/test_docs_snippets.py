@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamdec.acquire.lsl import LslMarkers, StreamQuery, local_clock
+from streamdec.acquire.lsl.library import local_clock
+from streamdec.acquire.lsl.markers import LslMarkers
 from streamdec.acquire.markers import MarkerReader
+from streamdec.acquire.query import StreamQuery
 from streamdec.types import Onset
 
 SNIPPETS = Path(__file__).parents[1] / "docs" / "snippets"

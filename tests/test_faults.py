@@ -23,7 +23,7 @@ from feeder import Feeder, Plan, write_script
 from serving import Serving
 from small_bundle import NAMES, SFREQ, presentation, write_bundle
 
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.feed import schema
 from streamdec.signal.spec import BandPass
 

@@ -24,7 +24,7 @@ from pylsl.util import LostError
 from serving import Serving, playing, streamdec
 
 from streamdec import serve
-from streamdec.acquire.lsl import LslInlet
+from streamdec.acquire.lsl.inlet import LslInlet
 from streamdec.acquire.markers import MarkerSettings
 from streamdec.acquire.query import StreamQuery
 from streamdec.acquire.recording import RecordedStream, Recording, Segment, read

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from streamdec.acquire.lsl import LslInlet, StreamQuery
+from streamdec.acquire.lsl.inlet import LslInlet
+from streamdec.acquire.query import StreamQuery
 from streamdec.simulate import amplifier
 from streamdec.simulate.schedule import TARGET
 from streamdec.simulate.subject import Subject

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 from amplifier import Amplifier
 
-from streamdec.acquire import lsl
 from streamdec.acquire.clock import SampleClock
-from streamdec.acquire.lsl import LslInlet, LslOutlet, StreamQuery, find, local_clock, loopback
+from streamdec.acquire.lsl import link
+from streamdec.acquire.lsl.inlet import LslInlet
+from streamdec.acquire.lsl.library import local_clock, loopback
+from streamdec.acquire.lsl.link import find
+from streamdec.acquire.lsl.outlet import LslOutlet
+from streamdec.acquire.query import StreamQuery
 from streamdec.errors import ConfigError, StreamAmbiguous, StreamMismatch, StreamNotFound
 from streamdec.types import Chunk, ClockOffset, Connection, Marker, StreamInfo
 
@@ -87,7 +91,7 @@ def info(name, **fields):
 @pytest.fixture(autouse=True)
 def _short_look(monkeypatch):
     """With liblsl's waves at 50 ms a second stream shows at once."""
-    monkeypatch.setattr(lsl, "_SECOND_LOOK", 0.15)
+    monkeypatch.setattr(link, "_SECOND_LOOK", 0.15)
 
 
 @pytest.fixture
@@ -368,6 +372,6 @@ def test_sessions_do_not_see_each_other(stream_name, outlet, tmp_path, monkeypat
     config = tmp_path / "lsl_api.cfg"
     config.write_text(loopback("another session"), encoding="utf-8")
     monkeypatch.setenv("LSLAPICFG", str(config))
-    code = "from streamdec.acquire.lsl import find; print(len(find(0.3)))"
+    code = "from streamdec.acquire.lsl.link import find; print(len(find(0.3)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "0"

@@ -23,7 +23,7 @@ from feeder import Feeder, Plan, write_script
 from serving import COMMAND, streamdec
 from small_bundle import NAMES, SFREQ, eeg_info, events, presentation, write_bundle
 
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.acquire.markers import MarkerSettings, TriggerSettings
 from streamdec.acquire.recording import read
 from streamdec.intake import IntakeSettings

@@ -21,7 +21,10 @@ from feed_messages import caption, one_of_each, onset, reconstruction, retrieval
 from pythonosc.osc_message import OscMessage
 from serving import COMMAND, streamdec
 
-from streamdec.acquire.lsl import LslInlet, LslOutlet, StreamQuery, local_clock
+from streamdec.acquire.lsl.inlet import LslInlet
+from streamdec.acquire.lsl.library import local_clock
+from streamdec.acquire.lsl.outlet import LslOutlet
+from streamdec.acquire.query import StreamQuery
 from streamdec.acquire.record import Recorder
 from streamdec.feed import schema
 from streamdec.feed.publisher import FeedSettings, Publisher

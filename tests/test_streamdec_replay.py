@@ -326,7 +326,8 @@ def test_several_text_channels_go_out_as_rows() -> None:
 @pytest.mark.lsl
 def test_through_lsl(stream_name: str) -> None:
     """What the live inlet receives is what was recorded: samples, texts, and their relation in time."""
-    from streamdec.acquire.lsl import LslInlet, StreamQuery
+    from streamdec.acquire.lsl.inlet import LslInlet
+    from streamdec.acquire.query import StreamQuery
 
     eeg, stim, empty = numbers("amp", 150), texts("stim", [0.3, 0.9, 1.1]), texts("empty", [], kind="Log")
     player = threading.Thread(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from small_bundle import ScriptedInlet, events, presentation
 from small_generator import LADDER, SENTENCES, plan_for, write_parts
 
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.config import Config
 from streamdec.decode import bundle as bundles
 from streamdec.decode.bundle import Bundle

@@ -21,7 +21,7 @@ from feeder import Feeder, Plan, write_script
 from serving import Serving, streamdec
 from small_bundle import DIM, NAMES, presentation, write_bundle
 
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.acquire.recording import read
 from streamdec.config import Config
 from streamdec.errors import RecordingError

@@ -11,7 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from streamdec.acquire.lsl import LslInlet, LslOutlet, StreamQuery, local_clock
+from streamdec.acquire.lsl.inlet import LslInlet
+from streamdec.acquire.lsl.library import local_clock
+from streamdec.acquire.lsl.outlet import LslOutlet
+from streamdec.acquire.query import StreamQuery
 from streamdec.calibrate.latency import photodiode
 from streamdec.errors import ConfigError
 from streamdec.signal.montage import map_channels

@@ -97,7 +97,7 @@ def test_a_dispatcher_that_stands_still_is_found_out(parts: tuple[Path, Path]) -
 
 PROGRAM = """
 import msgspec, sys, time
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.decode.generate.client import Client
 from streamdec.decode.generate.dispatcher import DispatcherPlan
 from streamdec.decode.generate.job import Request

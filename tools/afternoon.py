@@ -30,7 +30,7 @@ from typing import TypeAlias
 import msgspec
 from scipy.stats import binomtest
 
-from streamdec.acquire.lsl import loopback
+from streamdec.acquire.lsl.library import loopback
 from streamdec.present.table import Row, table_of, write_table
 from streamdec.simulate import things_layout
 from streamdec.simulate.world import World

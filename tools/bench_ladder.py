@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import psutil
 
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.decode import bundle as bundles
 from streamdec.decode.generate.client import Client, GenerateSettings, plan
 from streamdec.decode.generate.job import KINDS, LADDER, Answer, Drop, Kind, Request

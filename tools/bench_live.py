@@ -30,7 +30,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from streamdec.acquire.lsl import LslInlet, StreamQuery, local_clock, loopback
+from streamdec.acquire.lsl.inlet import LslInlet
+from streamdec.acquire.lsl.library import local_clock, loopback
+from streamdec.acquire.query import StreamQuery
 from streamdec.bench import Plan, measure, read_log, start_feeder
 from streamdec.dashboard import child
 from streamdec.decode import bundle as bundles

@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 from bench_live import SIMULATE, show, tag
 
-from streamdec.acquire.lsl import loopback
+from streamdec.acquire.lsl.library import loopback
 from streamdec.bench import Measured, Plan, measure
 from streamdec.decode import bundle as bundles
 from streamdec.feed.schema import Dropped, Generated, Retrieval, Session

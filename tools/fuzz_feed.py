@@ -34,7 +34,7 @@ import psutil
 import zmq
 
 from streamdec.access import make_keys
-from streamdec.acquire.lsl import loopback
+from streamdec.acquire.lsl.library import loopback
 from streamdec.demo import FULL_BUNDLE, FULL_GENERATOR, amplifier_process
 from streamdec.errors import FeedError
 from streamdec.feed import schema

@@ -28,7 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pylsl
 
 from streamdec.acquire.clock import SampleClock
-from streamdec.acquire.lsl import LslInlet, LslOutlet, StreamQuery, local_clock, loopback
+from streamdec.acquire.lsl.inlet import LslInlet
+from streamdec.acquire.lsl.library import local_clock, loopback
+from streamdec.acquire.lsl.outlet import LslOutlet
+from streamdec.acquire.query import StreamQuery
 from streamdec.types import Chunk, ClockOffset, Connection, StreamInfo
 
 _SFREQ = 1000

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from streamdec.acquire.lsl import StreamQuery
+from streamdec.acquire.query import StreamQuery
 from streamdec.acquire.recording import read
 from streamdec.acquire.replay import ReplayInlet, select
 from streamdec.errors import ConfigError, DataError

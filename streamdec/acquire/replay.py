@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -15,17 +15,15 @@ import numpy as np
 from ..errors import ConfigError, StreamAmbiguous, StreamNotFound
 from ..signal.rate import Rate
 from ..types import Chunk, ClockOffset, Connection, Event, Float64, Marker, StreamInfo, StreamRole
+from .query import StreamQuery
 from .recording import RecordedStream, Recording
-
-if TYPE_CHECKING:
-    from .lsl import StreamQuery
 
 _OTHER_INLETS = 1.0  # seconds a consumer has for its other inlets once the first is there
 _LINGER = 0.5  # seconds before outlets close: what a closed outlet has not sent yet is lost
 
 
 class Outlet(Protocol):
-    """What :func:`play` needs of an outlet; :class:`.lsl.LslOutlet` is one."""
+    """What :func:`play` needs of an outlet; :class:`.lsl.outlet.LslOutlet` is one."""
 
     def push(self, data: Any, stamps: Float64) -> None:
         """Send samples: (n_chans, n_times) numbers or n_times texts."""
@@ -293,14 +291,15 @@ def play(
     stop : callable
         Asked all the time; True ends the play.
     outlet, clock, sleep : callable
-        :class:`.lsl.LslOutlet`, its clock, and how to pass time, unless given.
+        :class:`.lsl.outlet.LslOutlet`, its clock, and how to pass time, unless given.
     """
     if not speed > 0:
         raise ConfigError("replay speed", got=speed, allowed="a number above 0")
     if outlet is None or clock is None:
-        from . import lsl
+        from .lsl.library import local_clock
+        from .lsl.outlet import LslOutlet
 
-        outlet, clock = outlet or lsl.LslOutlet, clock or lsl.local_clock
+        outlet, clock = outlet or LslOutlet, clock or local_clock
     outlets: list[Outlet] = []
     try:
         for stream in recording.streams:

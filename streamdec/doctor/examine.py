@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
-from ..acquire.lsl import LslInlet, find
+from ..acquire.lsl.inlet import LslInlet
+from ..acquire.lsl.link import find
 from ..config import Config
 from ..errors import StreamdecError, StreamError
 from ..serve import open_bundle

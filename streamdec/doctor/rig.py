@@ -8,7 +8,7 @@ import numpy as np
 
 from ..acquire.clock import SampleClock
 from ..acquire.inlet import Inlet
-from ..acquire.lsl import local_clock
+from ..acquire.lsl.library import local_clock
 from ..acquire.markers import MarkerReader, Refused
 from ..calibrate.latency import photodiode
 from ..config import Config

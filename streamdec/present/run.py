@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from .. import __version__
-from ..acquire.lsl import LslOutlet
+from ..acquire.lsl.outlet import LslOutlet
 from ..errors import DataError
 from ..types import StreamInfo
 from . import log as logs

@@ -10,7 +10,7 @@ import numpy as np
 import pygame
 from pygame._sdl2 import video  # textures: on the graphics card before they are shown
 
-from ..acquire.lsl import local_clock
+from ..acquire.lsl.library import local_clock
 from ..errors import ConfigError, DataError
 
 Picture: TypeAlias = Any

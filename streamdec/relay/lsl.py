@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from ..acquire.lsl import LslOutlet, local_clock
+from ..acquire.lsl.library import local_clock
+from ..acquire.lsl.outlet import LslOutlet
 from ..errors import FeedError
 from ..feed.schema import Generated, Retrieval, Session, Stats
 from ..feed.wire import Received

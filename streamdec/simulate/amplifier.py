@@ -19,7 +19,8 @@ from contextlib import closing
 
 import numpy as np
 
-from ..acquire.lsl import LslOutlet, local_clock
+from ..acquire.lsl.library import local_clock
+from ..acquire.lsl.outlet import LslOutlet
 from ..signal.rate import Rate
 from ..types import StreamInfo
 from .schedule import CATCH as CATCH

@@ -20,8 +20,11 @@ from contextlib import closing
 import msgspec
 import numpy as np
 
-from ..acquire.lsl import LslMarkers, LslOutlet, StreamQuery, local_clock
+from ..acquire.lsl.library import local_clock
+from ..acquire.lsl.markers import LslMarkers
+from ..acquire.lsl.outlet import LslOutlet
 from ..acquire.markers import MarkerReader
+from ..acquire.query import StreamQuery
 from ..errors import ConfigError
 from ..signal.rate import Rate
 from ..types import Float32, Onset, StreamInfo

@@ -90,7 +90,8 @@ class Player:
     """Plays packet by packet; the public methods that take arguments are the faults."""
 
     def __init__(self, plan: Plan) -> None:
-        from streamdec.acquire.lsl import LslOutlet, local_clock
+        from streamdec.acquire.lsl.library import local_clock
+        from streamdec.acquire.lsl.outlet import LslOutlet
         from streamdec.types import StreamInfo
 
         self.plan, self.clock = plan, local_clock

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.feed import schema
 from streamdec.feed.subscriber import Subscriber
 

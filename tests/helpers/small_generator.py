@@ -14,7 +14,7 @@ import psutil
 import safetensors.numpy
 from small_bundle import DIM, N_IMAGES, write_bundle
 
-from streamdec.acquire.lsl import local_clock
+from streamdec.acquire.lsl.library import local_clock
 from streamdec.decode.generate.client import Client, Event, GenerateSettings, plan
 from streamdec.decode.generate.dispatcher import DispatcherPlan
 from streamdec.decode.generate.generator import write_generator

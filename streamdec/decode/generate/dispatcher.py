@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from ...acquire.lsl import local_clock
+from ...acquire.lsl.library import local_clock
 from ...errors import EngineError, StreamdecError
 from .. import bundle as bundles
 from .cost import Costs

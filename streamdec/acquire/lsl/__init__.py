@@ -1,0 +1,1 @@
+"""Lab Streaming Layer: the only room that imports pylsl."""
