@@ -24,6 +24,7 @@ from pylsl.util import LostError
 from serving import Serving, playing, streamdec
 
 from streamdec import serve
+from streamdec.acquire.clock import Run, SampleClock
 from streamdec.acquire.lsl.inlet import LslInlet
 from streamdec.acquire.markers import MarkerSettings
 from streamdec.acquire.query import StreamQuery
@@ -41,7 +42,7 @@ from streamdec.session import run
 from streamdec.signal.chain import Chain
 from streamdec.signal.quality import QualitySettings
 from streamdec.signal.spec import BandPass, Baseline, Signal
-from streamdec.types import Connection, Ended, Epoch, Float32, Onset, StreamInfo
+from streamdec.types import Connection, Ended, Epoch, Float32, Float64, Onset, StreamInfo
 
 pytestmark = pytest.mark.data
 
@@ -212,6 +213,49 @@ def connect(infos: list[dict[str, Any]], speed: float) -> list[pylsl.StreamInlet
         inlet.open_stream(5.0)
         assert inlet.info(5.0).nominal_srate() == speed * float(stored["nominal_srate"][0])
     return inlets
+
+
+NOTHING_LOST = (  # counter: the Unicorn's sixteenth channel counts its samples, so its recordings say so themselves
+    ("bci_essentials_switch", None),
+    ("photodiode_lsl_drift", 15),
+    ("photodiode_unicorn", 15),
+)
+
+
+def amplifier(path: Path) -> RecordedStream:
+    (stream,) = (each for each in read(path).streams if each.info.sfreq > 0)
+    return stream
+
+
+def placed(stamps: Float64, sfreq: float) -> tuple[SampleClock, list[Run]]:
+    clock = SampleClock(sfreq)
+    chunks = np.array_split(stamps, len(stamps) // 10)
+    return clock, [run for chunk in chunks for run in clock.place(chunk)]
+
+
+@pytest.mark.parametrize(("name", "counter"), NOTHING_LOST)
+def test_where_nothing_was_lost_there_is_no_gap(data: Path, name: str, counter: int | None) -> None:
+    """Two came over Bluetooth, in bursts; in one of them the radio was congested for half a minute."""
+    eeg = amplifier(data / "xdf" / f"{name}.xdf")
+    if counter is not None:
+        assert (np.diff(eeg.data[counter]) == 1).all()
+    clock, _ = placed(eeg.stamps, eeg.info.sfreq)
+    assert (clock.gaps, clock.missing, clock.segments) == (0, 0, 1)
+    assert clock.sfreq_effective == pytest.approx(eeg.info.sfreq, rel=2e-3)
+
+
+@pytest.mark.parametrize("at", range(5000, 35_000, 3000))
+def test_samples_lost_over_bluetooth_are_found(data: Path, at: int) -> None:
+    lost = 8
+    eeg = amplifier(data / "xdf" / "photodiode_unicorn.xdf")
+    kept = np.r_[:at, at + lost : len(eeg.stamps)]
+    clock, runs = placed(eeg.stamps[kept], eeg.info.sfreq)
+    assert (clock.gaps, clock.segments) == (1, 1)
+    (gap,) = (run for run in runs if run.missing)
+    assert abs(gap.missing - lost) <= 1
+    assert at <= gap.position - gap.missing < at + 75  # 0.3 s: noticed by its lasting
+    last = runs[-1]
+    assert abs(last.position + last.stop - last.start - len(eeg.stamps)) <= 1  # and counted on rightly
 
 
 def test_a_clock_reset_is_a_segment(data: Path) -> None:

@@ -160,6 +160,84 @@ def test_packets_that_come_late_are_no_gaps(rng):
     assert clock.segments == 2
 
 
+def radio(n, sfreq, packet, rng):
+    """Stamps of a radio link: packets wait in a queue that fills and empties, and are stamped on arrival."""
+    true = even(n, sfreq)
+    first = np.arange(n) // packet * packet
+    waits = np.zeros(n // packet + 1)
+    for i, noise in enumerate(rng.normal(0, packet / sfreq, len(waits) - 1)):
+        waits[i + 1] = 0.8 * waits[i] + 0.3 * noise
+    arrival = true[np.minimum(first + packet - 1, n - 1)] + np.abs(waits[first // packet])
+    return true, np.maximum.accumulate(arrival) + (np.arange(n) - first) * 2e-4
+
+
+@pytest.mark.parametrize(("sfreq", "packet"), [(128.0, 5), (250.0, 4), (250.0, 12), (500.0, 12), (1000.0, 25)])
+def test_bursts_of_a_radio_link_are_no_gaps(sfreq, packet, rng):
+    true, stamps = radio(int(120 * sfreq), sfreq, packet, rng)
+    clock, times, _, breaks = play(stamps, sfreq, packet)
+    assert breaks == [START]
+    assert clock.sfreq_effective == pytest.approx(sfreq, rel=5e-3)
+    assert np.ptp((times - true)[int(10 * sfreq) :]) < 3 * packet / sfreq  # follows the queue, not the packets
+    assert 1 < clock.least_gap / packet < 12
+
+
+@pytest.mark.parametrize(("sfreq", "packet"), [(128.0, 5), (250.0, 4), (250.0, 12), (500.0, 12), (1000.0, 25)])
+def test_a_loss_beyond_the_bursts_of_a_radio_link_is_found(sfreq, packet, rng):
+    stamps = radio(int(60 * sfreq), sfreq, packet, rng)[1]
+    clock, *_ = play(stamps, sfreq, packet)
+    lost = 2 * clock.least_gap
+    at = int(30 * sfreq)
+    clock, _, _, breaks = play(np.delete(stamps, slice(at, at + lost)), sfreq, packet)
+    assert len(breaks) == 2
+    i, missing, new_segment = breaks[1]
+    assert not new_segment
+    assert at <= i < at + 0.3 * sfreq
+    assert abs(missing - lost) <= clock.least_gap  # as well as a burst lets one count
+    assert clock.missing == missing
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    bursts=st.lists(st.tuples(st.integers(1, 30), st.floats(-0.02, 0.1)), min_size=20, max_size=120),
+    lost=st.dictionaries(st.integers(0, 119), st.integers(1, 60), max_size=3),
+    cuts=st.lists(st.integers(0, 3000), max_size=30),
+)
+def test_bursts_in_any_packing(bursts, lost, cuts):
+    """Samples stamped on arrival in bursts, some of them lost: the packing decides nothing."""
+    stamps, n = [], 0
+    for i, (size, wait) in enumerate(bursts):
+        n += size + lost.get(i, 0)
+        stamps += [1000 + n / 250 + wait + 1e-4 * k for k in range(size)]
+    stamps = np.array(stamps)
+    edges = [0, *sorted(min(cut, len(stamps)) for cut in cuts), len(stamps)]
+    one, times, positions, breaks = play(stamps, 250.0, 1)
+    other, other_times, other_positions, other_breaks = play(stamps, 250.0, np.diff(edges).tolist())
+    np.testing.assert_array_equal(times, other_times)
+    np.testing.assert_array_equal(positions, other_positions)
+    assert breaks == other_breaks
+    assert one.least_gap == other.least_gap
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sfreq=st.sampled_from([128.0, 250.0, 500.0, 1000.0]),
+    lost=st.integers(3, 100),
+    after=st.floats(1.1, 8.0),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_steady_amplifier_loses_nothing_unseen(sfreq, lost, after, seed):
+    """Stamps exact to 0.05 ms: three samples or more are found at once, and counted to the sample."""
+    true = even(int(9 * sfreq), sfreq)
+    stamps = true + np.random.default_rng(seed).normal(0, 5e-5, len(true))
+    at = int(after * sfreq)
+    kept = np.r_[:at, at + lost : len(true)]
+    clock, times, positions, breaks = play(stamps[kept], sfreq)
+    assert breaks == [START, (at, lost, False)]
+    np.testing.assert_array_equal(positions, kept)
+    assert np.abs(times - true[kept])[int(sfreq) :].max() < 5e-4
+    assert clock.least_gap <= 3
+
+
 def test_samples_stamped_in_bursts():
     """Twelve samples stamped together on arrival: a line through them, half a burst late."""
     true = even(12_000, 250.0)

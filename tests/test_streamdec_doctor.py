@@ -72,6 +72,7 @@ def test_a_rig_with_known_faults(rig: Rig, tmp_path: Path) -> None:
     assert measured is not None
     assert abs(float(measured[1]) - 1e3 * LIGHT) < 3
     assert any("0 gaps, 0 samples missing" in text for text in told["clock"])
+    assert any(re.match(r"lost samples are noticed from \d+ in a row on, \d+ ms", text) for text in told["clock"])
     (rate,) = (re.search(r"effective rate ([\d.]+) Hz", text) for text in told["clock"] if "effective" in text)
     assert rate is not None
     assert abs(float(rate[1]) - SFREQ) < 1

@@ -7,8 +7,10 @@ how the samples were packed. Constant lateness of a device is not estimated; the
 it.
 
 What does not fit the line is late or lost. A stamp later than the stream has ever been late means missing samples, at
-once; a lesser shift that stays for a whole block means the same, found up to 0.2 s later. A gap that is taken back (the
-stamps after it are early again) was lateness, and is remembered as such. On exact stamps a single lost sample shows.
+once; a lesser shift that stays for a whole block means the same, found up to 0.2 s later, where it is far beyond what
+whole blocks have strayed of late. A gap that is taken back (the stamps after it are early again) was lateness, and is
+remembered as such. On exact stamps a single lost sample shows. A radio link stamps samples in bursts, which hide small
+losses from any clock (:attr:`SampleClock.least_gap`): only a counter channel tells of those.
 
 Where a counter channel tells the losses, late stamps are lateness and nothing else.
 """
@@ -28,9 +30,12 @@ from ..types import ClockOffset, Float64
 _BLOCK = 0.1  # s between two lines
 _WINDOW = 300  # blocks the line is fitted to
 _FRESH_WINDOW = 5  # blocks it keeps where the stamps bend away from it
-_JITTER_BLOCKS = 30  # blocks the jitter is averaged over
+_JITTER_BLOCKS = 30  # blocks the jitter and the wander are averaged over
 _SETTLED = 10  # blocks until small gaps are told from jitter
-_SHIFT_LIMIT = 0.02  # s the line may stay off the stamps, however much they jitter
+_UNKNOWN = 0.1  # s a stamp may be late before anything is known of the stream
+_DOUBT = 10.0  # lateness may exceed the largest in n blocks by 1 + this / n times
+_NEARER = 2.14  # standard deviations of a normal variable, per mean distance of the nearer of two
+_BEND = 3  # blocks in a row off to one side mean that the stamps bend away from the line
 _MARGIN = 0.6  # samples by which an exact stamp must be late to mean a gap
 _SLOPE_SD = 1e-2  # prior on the rate, relative: of a stream never seen
 _SLOPE_SD_KEPT = 1e-4  # ... of a stream seen before a gap
@@ -41,7 +46,8 @@ class ClockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How stamps are judged.
 
     ``gap`` samples by which a stamp must be later than the stream's known jitter to mean missing samples; less on exact
-    stamps. A gap of ``longest_gap`` s or more opens a new segment instead of being filled in.
+    stamps, more where they come in bursts: as the stream itself has shown. A gap of ``longest_gap`` s or more opens a
+    new segment instead of being filled in.
     """
 
     gap: float = 2.5
@@ -141,6 +147,9 @@ class SampleClock:
         self._counted = False  # a counter tells the losses
         self._known = False  # the line has been fitted; until then stamps are passed on raw
         self._jitter = 0.0
+        self._wander = 0.0  # s, standard deviation of whole blocks about the line
+        self._aside = 0  # blocks in a row that lay off the line, negative: early
+        self._limit = math.inf  # s by which a whole block must be late to mean missing samples
         self._lateness = 0.0  # s, of gaps that were taken back
         self._latest_gap = (-math.inf, 0.0)  # position behind it, s by which it moved the line
         self._next = 0  # ring position of the next sample
@@ -167,6 +176,13 @@ class SampleClock:
     def jitter(self) -> float:
         """Robust standard deviation of the stamps about the line, seconds."""
         return self._jitter
+
+    @property
+    def least_gap(self) -> int:
+        """Samples that must be missing in a row to be noticed; one where a counter tells."""
+        if self._counted:
+            return 1
+        return math.floor(min(self._bound, self._limit) / self._period) + 1
 
     @property
     def offset_value(self) -> float:
@@ -254,7 +270,7 @@ class SampleClock:
 
     def _forget(self) -> None:
         """Drop the points, keep the slope they gave."""
-        self._from = self._to
+        self._from, self._aside = self._to, 0
         self._prior_period, self._prior_sd = self._period, max(self._slope_sd, _SLOPE_SD_KEPT)
 
     def _until_break(self, residuals: Float64) -> int:
@@ -351,8 +367,7 @@ class SampleClock:
         self._observe(centres[0], medians[0], (medians[1] - medians[0]) / (centres[1] - centres[0]))
 
         point_sd = max(_POINT_SD, 1.25 * self._jitter / math.sqrt(half))
-        margin = self._margin * self._period
-        limit = min(max(margin, 6 * point_sd), max(margin, _SHIFT_LIMIT))
+        limit = self._limit = max(self._margin * self._period, 6 * max(point_sd, self._wander))
         bent = 0.5 * self._period + 3 * point_sd
         low, high = min(medians), max(medians)
         expected, shift = self._line(0), (low + high) / 2
@@ -364,9 +379,11 @@ class SampleClock:
                 self._lose(nearest(shift / self._period), shift, 0)
             else:
                 self._step_back(shift, 0)
-        elif self._known and (low > bent or high < -bent):
-            self._from = max(self._from, self._to - 2 * _FRESH_WINDOW)
-            self._prior_period, self._prior_sd = self._period, _SLOPE_SD
+        else:
+            self._stray(min(abs(low), abs(high)), int(low > bent) - int(high < -bent))
+            if self._known and abs(self._aside) >= _BEND:
+                self._from = max(self._from, self._to - 2 * _FRESH_WINDOW)
+                self._prior_period, self._prior_sd = self._period, _SLOPE_SD
         missing = self._break.missing if self._break else 0
         for centre, median in zip(centres, medians, strict=True):
             if self._break is not None or not self._known or abs(median) <= limit:
@@ -387,6 +404,14 @@ class SampleClock:
         self._reaches[self._blocks % _WINDOW] = _largest(scatter)
         self._blocks += 1
         self._jitter += (1.4826 * _median(scatter) - self._jitter) / min(self._blocks, _JITTER_BLOCKS)
+
+    def _stray(self, distance: float, side: int) -> None:
+        """Note how far the block's nearer half lies off the line, in s, and to which side, if beyond its jitter.
+
+        Where stamps come in bursts, blocks lie farther off than the jitter of their samples explains.
+        """
+        self._wander += (_NEARER * distance - self._wander) / min(self._blocks, _JITTER_BLOCKS)
+        self._aside = self._aside + side if side * self._aside > 0 else side
 
     def _add(self, position: float, stamp: float) -> None:
         if self._to == len(self._stamps):
@@ -418,10 +443,11 @@ class SampleClock:
         """Set how far a stamp may lie off the line, from how far stamps did."""
         gap = self.settings.gap
         if not self._known:
-            gap = max(gap, _SHIFT_LIMIT / self._period)
+            gap = max(gap, _UNKNOWN / self._period)
         reach = max(self._lateness, float(_largest(self._reaches))) / self._period
         self._margin = min(gap, max(_MARGIN, 4 * reach)) if self._blocks >= _SETTLED else gap
-        self._bound = (2 * reach + self._margin) * self._period
+        doubt = 1 + _DOUBT / min(max(self._blocks, 1), _WINDOW)
+        self._bound = ((1 + doubt) * reach + self._margin) * self._period
 
 
 # The methods of ndarray cost half a microsecond more.

@@ -25,6 +25,7 @@ _BROKEN = ("stalled", "lost", "refused")
 _FRESH = 10.0  # s; stamps further than this from now are on another clock
 _JITTER = 5e-3  # s
 _PACKET = 0.05  # s
+_UNSEEN = 0.02  # s of samples that may be lost unnoticed
 _UNCERTAIN = 5e-3  # s, of the clock offset
 _LONG = 30.0  # s of listening from which the rate is worth comparing
 _DRIFT_PPM = 200.0  # crystals are within 100
@@ -182,6 +183,10 @@ def _clock(heard: _Heard, eeg: StreamInfo, seconds: float) -> Iterator[Finding]:
     yield judged("clock", clock.jitter < _JITTER, f"jitter of the stamps {1e3 * clock.jitter:.2f} ms", do)
     text = f"{clock.gaps} gaps, {clock.missing} samples missing"
     yield judged("clock", not clock.gaps, text, "find out where samples are lost: radio, USB, a busy machine")
+    least = clock.least_gap
+    text = f"lost samples are noticed from {least} in a row on, {1e3 * least / eeg.sfreq:.0f} ms"
+    do = "where the amplifier counts its samples in a channel, name it: intake.counter.channel"
+    yield judged("clock", least / eeg.sfreq < _UNSEEN, text, do)
 
 
 def _signal(heard: _Heard, eeg: StreamInfo) -> Iterator[Finding]:
