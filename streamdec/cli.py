@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         "--generator", type=Path, metavar="FOLDER", help="make captions and pictures with this generator"
     )
     serve.add_argument("--dashboard", action="store_true", help="show it on a web page of this machine")
+    serve.add_argument(
+        "--lsl", action="store_true", help="send the results as an LSL stream too (name streamdec, type Events)"
+    )
     _feed_options(serve)
 
     record = command("record", _record, "record an EEG stream and its markers; needs no bundle")
@@ -180,7 +183,7 @@ def _serve(options: argparse.Namespace) -> int:
     from .sessions.log import Console, Log
 
     log = Log(Console(as_json=options.log_json))
-    log.say(account(serve(configured(options), log, dashboard=options.dashboard)))
+    log.say(account(serve(configured(options), log, dashboard=options.dashboard, lsl=options.lsl)))
     return 0
 
 

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import child
 from .acquire.lsl.library import loopback
-from .dashboard import child
 from .errors import ConfigError, StreamError
 from .feed.subscriber import Subscriber
 from .simulate.amplifier import CATCH
@@ -126,7 +126,7 @@ def demo(
     # SIGTERM ends it as Ctrl-C does: with the processes it started.
     with until_signal(), simulated_session(full=full) as subscriber, ExitStack() as stack:
         if dashboard:
-            say(child.start(stack, subscriber.endpoint))
+            say(child.start(stack, "dashboard", subscriber.endpoint))
         if headless:
             return _summary(subscriber, seconds, say, full=full)
         from rich.console import Console

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from . import child
 from .acquire.inlet import Inlet
 from .acquire.lsl.inlet import LslInlet
 from .acquire.lsl.library import local_clock
 from .config import Config
-from .dashboard import child
 from .decode import bundle as bundles
 from .decode.adapt import AdaptedEngine
 from .decode.bundle import Bundle
@@ -180,7 +180,7 @@ def generate(
     return Generation(client, budgets, clock), missing
 
 
-def serve(config: Config, log: Log, *, dashboard: bool = False) -> Counts:
+def serve(config: Config, log: Log, *, dashboard: bool = False, lsl: bool = False) -> Counts:
     """Serve until SIGINT or SIGTERM; return the account.
 
     Parameters
@@ -190,6 +190,8 @@ def serve(config: Config, log: Log, *, dashboard: bool = False) -> Counts:
         Told what was found, when the session is ready, and what changes while it runs.
     dashboard : bool
         Start one beside it.
+    lsl : bool
+        Start a relay beside it, to an LSL stream of the results.
     """
     bundle = open_bundle(config)
     if bundle.manifest.calibrated is not None:
@@ -202,7 +204,9 @@ def serve(config: Config, log: Log, *, dashboard: bool = False) -> Counts:
         publisher = Publisher(config.feed, session_id)
         stack.callback(publisher.close)
         if dashboard:
-            log.say(child.start(stack, publisher.endpoint, config.feed.keys))
+            log.say(child.start(stack, "dashboard", publisher.endpoint, config.feed.keys))
+        if lsl:
+            log.say(child.start(stack, "relay", publisher.endpoint, config.feed.keys, ("--lsl",)))
         outlet = Minutes(publisher, log)
         generating = generate(bundle, config, stack, log.say)
         if generating is not None:

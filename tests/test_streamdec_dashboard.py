@@ -27,8 +27,9 @@ from browser import Dashboard, Feed
 from feed_messages import caption, gallery, one_of_each, onset, reconstruction, retrieval, session, signal, stats
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamdec import child
 from streamdec.access import make_keys
-from streamdec.dashboard import child, server
+from streamdec.dashboard import server
 from streamdec.dashboard.gate import Gate, read_token
 from streamdec.dashboard.hub import Hub
 from streamdec.dashboard.metrics import Metrics
@@ -544,7 +545,7 @@ def test_a_child_shows_the_feed_and_ends_with_its_stack() -> None:
     with Feed() as feed:
         feed.say(session("started", bundle="b", method="nice"))
         with ExitStack() as stack:
-            line = child.start(stack, feed.endpoint)
+            line = child.start(stack, "dashboard", feed.endpoint)
             url = line.removeprefix("dashboard at ")
             until = time.monotonic() + 20
             while 'bundle="b"' not in get(f"{url}metrics"):
@@ -569,8 +570,8 @@ def test_a_child_ends_with_the_process_that_started_it() -> None:
 CHILD = """
 import sys, time
 from contextlib import ExitStack
-from streamdec.dashboard import child
-print(child.start(ExitStack(), sys.argv[1]), flush=True)
+from streamdec import child
+print(child.start(ExitStack(), "dashboard", sys.argv[1]), flush=True)
 time.sleep(60)
 """
 
@@ -578,7 +579,7 @@ time.sleep(60)
 def test_an_encrypted_feed_needs_a_client_named_dashboard(tmp_path: Path) -> None:
     make_keys(tmp_path, ["somebody"])
     with ExitStack() as stack, pytest.raises(ConfigError, match=r"streamdec keys .* dashboard"):
-        child.start(stack, "tcp://127.0.0.1:5650", str(tmp_path))
+        child.start(stack, "dashboard", "tcp://127.0.0.1:5650", str(tmp_path))
 
 
 def test_a_port_in_use_is_an_error_only_where_it_was_asked_for() -> None:

@@ -8,21 +8,25 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 import pyxdf
 from feed_messages import caption, one_of_each, onset, reconstruction, retrieval, session, stats
+from feeder import Feeder, Plan, write_script
 from pythonosc.osc_message import OscMessage
-from serving import COMMAND, streamdec
+from serving import COMMAND, Serving, streamdec
+from small_bundle import NAMES, presentation, write_bundle
 
 from streamdec.acquire.lsl.inlet import LslInlet
 from streamdec.acquire.lsl.library import local_clock
+from streamdec.acquire.lsl.markers import LslMarkers
 from streamdec.acquire.lsl.outlet import LslOutlet
 from streamdec.acquire.query import StreamQuery
 from streamdec.acquire.record import Recorder
@@ -168,6 +172,36 @@ def _place(text: str) -> tuple[str, str, int]:
 
 def first_of(texts: list[str], session_id: str) -> str:
     return next(text for text in texts if json.loads(text)["session"] == session_id)
+
+
+@pytest.mark.lsl
+def test_serve_sends_its_results_as_an_lsl_stream_too(stream_name: str, tmp_path: Path) -> None:
+    """They are the feed's, and the relay ends with the session."""
+    script = write_script(tmp_path / "s.npz", *presentation(600))
+    plan = Plan(str(script), stream_name, NAMES, tuple(range(len(NAMES))), source_id=stream_name)
+    streams = ("--eeg", f"name={stream_name}", "--markers", f"name={stream_name}-markers")
+    with (
+        closing(Feeder(plan)),
+        Serving(write_bundle(tmp_path / "b.zip"), *streams, "--lsl") as serving,
+        closing(
+            LslMarkers(StreamQuery(name="streamdec", type="Events", source_id=f"streamdec@{serving.endpoint}"))
+        ) as results,
+    ):
+        got: list[Marker] = []
+
+        def decided() -> bool:
+            got.extend(results.pull())
+            return sum(json.loads(marker.value)["topic"] == "retrieval" for marker in got) > 2
+
+        serving.until(decided)
+        (relay,) = psutil.Process(serving.process.pid).children()
+        _, code, errors = serving.stop()
+        psutil.wait_procs([relay], timeout=10)
+    assert (code, errors) == (0, "")
+    assert not relay.is_running()
+    made = [msgspec.json.decode(marker.value, type=schema.AnyMessage) for marker in got]
+    of_the_feed = serving.of(schema.Retrieval)
+    assert all(each in of_the_feed for each in made if isinstance(each, schema.Retrieval))
 
 
 @pytest.mark.lsl

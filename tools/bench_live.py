@@ -30,11 +30,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from streamdec import child
 from streamdec.acquire.lsl.inlet import LslInlet
 from streamdec.acquire.lsl.library import local_clock, loopback
 from streamdec.acquire.query import StreamQuery
 from streamdec.bench import Plan, measure, read_log, start_feeder
-from streamdec.dashboard import child
 from streamdec.decode import bundle as bundles
 from streamdec.intake import Intake, IntakeSettings
 from streamdec.signal.quality import QualitySettings
@@ -307,7 +307,7 @@ def generate(runs: int, n_events: int, bundle: Path, generator: Path) -> None:
 def looking(server: object, endpoint: str) -> Iterator[None]:
     """A dashboard on the feed, subscribed to the EEG too."""
     with ExitStack() as stack:
-        child.start(stack, endpoint)
+        child.start(stack, "dashboard", endpoint)
         yield
 
 

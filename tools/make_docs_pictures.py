@@ -30,11 +30,10 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from streamdec import bench
+from streamdec import bench, child
 from streamdec.acquire.clock import SampleClock
 from streamdec.acquire.lsl import find, loopback
 from streamdec.config import Config, load
-from streamdec.dashboard import child
 from streamdec.decode import bundle as bundles
 from streamdec.decode.generate.cost import Cost
 from streamdec.decode.generate.job import Answer, Drop, Request, Result, Tier
@@ -471,7 +470,7 @@ PICTURES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]
 def photograph(seconds: float = 60.0) -> None:
     """Take the dashboard's picture on the full demo."""
     with simulated_session(full=True) as feed, ExitStack() as stack, sync_playwright() as play:
-        address = child.start(stack, feed.endpoint).split()[-1]
+        address = child.start(stack, "dashboard", feed.endpoint).split()[-1]
         browser = play.chromium.launch(executable_path=shutil.which("chromium"))
         size = {"width": 1600, "height": 1000}
         pages = {p.name: browser.new_page(viewport=size, color_scheme=p.name) for p in PALETTES}

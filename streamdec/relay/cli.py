@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -22,6 +24,7 @@ def add(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
     made.add_argument("--osc", metavar="HOST:PORT", help="as OSC messages, in UDP datagrams")
     made.add_argument("--endpoint", default=DEFAULT, help=f"feed, default {DEFAULT}")
     made.add_argument("--keys", type=Path, help="this client's folder, made by streamdec keys")
+    made.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # end with this process
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,6 +51,11 @@ def run(options: argparse.Namespace) -> int:
             stack.callback(lsl.close)
             outputs.append(lsl)
             say(f"LSL stream {options.lsl!r}, type {TYPE}")
-        sent = relay(feed, outputs, stack.enter_context(until_signal()), say)
+        signalled = stack.enter_context(until_signal())
+        if options.parent:  # it reads the line that is said by now, and speaks for the session itself
+            parent, warn = options.parent, partial(print, file=sys.stderr, flush=True)
+            relay(feed, outputs, lambda: signalled() or os.getppid() != parent, lambda line: None, warn)
+            return 0
+        sent = relay(feed, outputs, signalled, say, say)
     say("relayed " + (", ".join(f"{n} {topic}" for topic, n in sent.items() if n) or "nothing"))
     return 0

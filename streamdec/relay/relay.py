@@ -24,7 +24,11 @@ class Output(Protocol):
 
 
 def relay(
-    feed: Subscriber, outputs: Sequence[Output], stopped: Callable[[], bool], say: Callable[[str], None]
+    feed: Subscriber,
+    outputs: Sequence[Output],
+    stopped: Callable[[], bool],
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Counter[str]:
     """Hand each result of ``feed`` on to ``outputs``, from one session to the next.
 
@@ -37,9 +41,9 @@ def relay(
         Of :data:`TOPICS`.
     outputs : sequence of Output
     stopped : callable
-        Asked a few times a second.
-    say : callable
-        Takes a line for the user.
+        Asked a few times a second. Once it says so, what has come by then is still handed on.
+    say, warn : callable
+        Take a line for the user: which session it is, and what did not come.
 
     Returns
     -------
@@ -53,9 +57,12 @@ def relay(
     """
     sent: Counter[str] = Counter()
     joined, missed = "", 0
-    while not stopped():
-        received = feed.receive(_LOOK)
+    while True:
+        last = stopped()
+        received = feed.receive(0.0 if last else _LOOK)
         if received is None:
+            if last:
+                return sent
             continue
         message = received.message
         if message.session != joined:
@@ -66,8 +73,7 @@ def relay(
             sent[message.topic] += any(taken)
         lost = sum(feed.gaps.values()) + feed.garbage
         if lost > missed:
-            say(f"{lost - missed} messages did not reach the relay")
+            warn(f"{lost - missed} messages did not reach the relay")
             missed = lost
         if isinstance(message, Session) and message.state == "ended":
             say(f"session ended: {message.reason or 'no reason given'}; waiting for the next")
-    return sent

@@ -48,9 +48,9 @@ class Serving:
             text=True,
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line.startswith("feed at "):
-            raise AssertionError(f"not ready: {line}{self.process.communicate()[1]}")
+        while not (line := self.process.stdout.readline()).startswith("feed at "):
+            if not line:
+                raise AssertionError(f"not ready: {self.process.communicate()[1]}")
         self.endpoint = line.removeprefix("feed at ").strip()
         self.subscriber = Subscriber(self.endpoint)
         self.messages: list[Any] = []
