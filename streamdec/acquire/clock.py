@@ -36,6 +36,7 @@ _UNKNOWN = 0.1  # s a stamp may be late before anything is known of the stream
 _DOUBT = 10.0  # lateness may exceed the largest in n blocks by 1 + this / n times
 _NEARER = 2.14  # standard deviations of a normal variable, per mean distance of the nearer of two
 _BEND = 3  # blocks in a row off to one side mean that the stamps bend away from the line
+_STEEPEST = 0.05  # of a period per sample that the stamps of a block may bend away from the line
 _MARGIN = 0.6  # samples by which an exact stamp must be late to mean a gap
 _SLOPE_SD = 1e-2  # prior on the rate, relative: of a stream never seen
 _SLOPE_SD_KEPT = 1e-4  # ... of a stream seen before a gap
@@ -396,7 +397,12 @@ class SampleClock:
         self._judge()
 
     def _observe(self, centre: float, median: float, bend: float) -> None:
-        """Measure how far the block's stamps lie from the straight line through its two medians."""
+        """Measure how far the block's stamps lie from the straight line through its two medians.
+
+        No steeper than a wrong rate makes it: a block within one burst would seem exact.
+        """
+        steepest = _STEEPEST * self._period
+        bend = min(max(bend, -steepest), steepest)
         scatter = self._ramp * -bend
         scatter += self._residuals
         scatter -= median - bend * centre
