@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -224,6 +226,28 @@ def test_kill_9_costs_a_second_at_most(tmp_path: Path, plan: Plan, both: bool) -
     assert len(rows(path)) == session.arrived.onsets >= 4
     assert listing.row(path).state == "repaired"
     assert not [finding for finding in verify(path) if finding.good is False]
+
+
+@pytest.mark.lsl
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
+def test_full_disk(tmp_path: Path, plan: Plan) -> None:
+    """It ends, says so, and what is on the disk is whole."""
+    with Feeder(plan):
+        process = subprocess.Popen(command(plan, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not process.stdout.readline().startswith("recording "):
+            assert process.poll() is None
+        (recorder,) = psutil.Process(process.pid).children()
+        resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
+        said, errors = process.communicate(timeout=60)
+    (path,) = tmp_path.iterdir()
+    assert process.returncode == 1
+    assert f"{path} is not whole; got" in errors
+    assert "the recording is broken: " in said
+    recording = read(path)
+    assert recording.problems == ()
+    assert recording.streams[0].data.shape[1] > 250
+    assert listing.row(path).state == "broken"
+    assert folder.read_about(path).end.reason == "the recording broke off"
 
 
 def test_what_was_shown_is_told_of_any_stream() -> None:
