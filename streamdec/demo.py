@@ -18,6 +18,7 @@ from .acquire.lsl.library import loopback
 from .errors import ConfigError, StreamError
 from .feed.subscriber import Subscriber
 from .simulate.amplifier import CATCH
+from .simulate.forward import IDIOSYNCRASY
 from .simulate.world import World
 from .stop import end, until_signal
 from .tally import Tally
@@ -29,6 +30,8 @@ DEMO_SESSION = 9
 """Session of the simulated subject that the demo plays: its noise and order are in no training data."""
 FULL_DISTINCTNESS = 6.0
 """How much more the responses of the full demo's subject differ between images than what is as hard as real ones."""
+FULL_IDIOSYNCRASY = 0.5
+"""Amplitude of the part of these responses that no linear decoder carries over to new images."""
 
 _N_IMAGES = 8
 _PATIENCE = 60.0  # seconds for a process to come up
@@ -63,12 +66,12 @@ def serve_process(
     raise StreamError("streamdec serve ended before it was ready", got=f"exit code {process.wait()}")
 
 
-def amplifier_process(stack: ExitStack, name: str, n_images: int, distinctness: float = 1.0) -> subprocess.Popen[str]:
-    """Start the virtual amplifier on the demo's subject; it plays once somebody listens."""
+def amplifier_process(stack: ExitStack, name: str, n_images: int, *subject: str) -> subprocess.Popen[str]:
+    """Start the virtual amplifier on the demo's subject, or another; it plays once somebody listens."""
     command = [sys.executable, "-m", "streamdec.simulate.amplifier", "--name", name, "--images", str(n_images)]
     # Two BLAS threads would only wait for each other there.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    command += ["--session", str(DEMO_SESSION), "--distinctness", str(distinctness)]
+    command += ["--session", str(DEMO_SESSION), *subject]
     process = subprocess.Popen(command, text=True, env=environment)  # noqa: S603 - our own program
     stack.callback(end, process)
     return process
@@ -90,7 +93,8 @@ def simulated_session(*, full: bool = False) -> Iterator[Subscriber]:
         os.environ["LSLAPICFG"] = str(folder / "lsl_api.cfg")  # for the processes to come
         config = folder / "serve.toml"
         config.write_text(f'[intake.markers]\nignore = "{CATCH}"\n', encoding="utf-8")
-        amplifier_process(stack, name, _N_IMAGES, FULL_DISTINCTNESS if full else 1.0)
+        easier = ("--distinctness", str(FULL_DISTINCTNESS), "--idiosyncrasy", str(FULL_IDIOSYNCRASY)) if full else ()
+        amplifier_process(stack, name, _N_IMAGES, *easier)
         bundle, more = (FULL_BUNDLE, ("--generator", str(FULL_GENERATOR))) if full else (DEMO_BUNDLE, ())
         _, endpoint = serve_process(stack, bundle, name, f"{name}-markers", "--config", str(config), *more)
         yield stack.enter_context(Subscriber(endpoint))
@@ -121,7 +125,12 @@ def demo(
     missing = [name for name in ("torch", "transformers", "diffusers") if full and find_spec(name) is None]
     if missing:
         raise ConfigError(f"demo --full needs {', '.join(missing)}", do='install it: pip install ".[generate]"')
-    easier = f", its responses {FULL_DISTINCTNESS:g} times as distinct as people's," if full else ""
+    easier = (
+        f", its responses {FULL_DISTINCTNESS:g} times as distinct as people's and {1 - FULL_IDIOSYNCRASY**2:.0%} "
+        f"instead of {1 - IDIOSYNCRASY**2:.0%} linear in what an image shows,"
+        if full
+        else ""
+    )
     say(f"a simulated subject{easier} sees {_N_IMAGES} images over and over; starting amplifier and decoder ...")
     # SIGTERM ends it as Ctrl-C does: with the processes it started.
     with until_signal(), simulated_session(full=full) as subscriber, ExitStack() as stack:

@@ -127,3 +127,22 @@ def test_nothing_shared_is_the_default_and_more_than_all_is_refused():
     )
     with pytest.raises(ConfigError, match=r"shared; got 1\.5; allowed: 0 to 1"):
         Subject(WORLD, 1, shared=1.5)
+
+
+@pytest.mark.parametrize("idiosyncrasy", [0.0, 0.5, forward.IDIOSYNCRASY])
+def test_idiosyncrasy_is_what_regression_on_the_concepts_leaves(idiosyncrasy):
+    """Of the late sources' drives, least squares on the attributes explains 1 - idiosyncrasy**2."""
+    world = World(9, n_train=1, n_test=2000, size=32)
+    late = np.array([c.group == "temporal" for c in COMPONENTS for _ in range(leadfield.gain(c.group).shape[1])])
+    model = Forward(1, idiosyncrasy=idiosyncrasy)
+    shown = world.attributes("test")[:, : world.n_semantic]
+    drive = (model.moments(world, "test") / model.mean_moments - 1)[:, late] / forward.CONTRAST
+    drive = drive - drive.mean(axis=0)
+    fitted = shown @ np.linalg.lstsq(shown, drive, rcond=None)[0]
+    left = np.square(drive - fitted).sum() / np.square(drive).sum()
+    assert left == pytest.approx(idiosyncrasy**2, abs=0.03)
+
+
+def test_more_idiosyncrasy_than_all_is_refused():
+    with pytest.raises(ConfigError, match=r"idiosyncrasy; got 1\.5; allowed: 0 to 1"):
+        Subject(WORLD, 1, idiosyncrasy=1.5)

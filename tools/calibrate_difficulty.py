@@ -73,10 +73,10 @@ def top(queries: Float64, gallery: Float64, truth: Float64, k: int) -> float:
     return float(100 * ((similarity > own[:, None]).sum(axis=1) < k).mean())
 
 
-def measure(world: World, seed: int) -> None:
+def measure(world: World, seed: int, idiosyncrasy: float) -> None:
     """Record, fit and print one subject."""
     begin = time.perf_counter()
-    subject, chain = Subject(world, seed), Chain(SIGNAL, {})
+    subject, chain = Subject(world, seed, idiosyncrasy=idiosyncrasy), Chain(SIGNAL, {})
     noises = [subject.noise(session) for session in range(N_SESSIONS)]
     X = np.zeros((world.n_images("train"), *chain.shape), np.float32)
     count = np.zeros(len(X))
@@ -130,11 +130,11 @@ def main() -> None:
     parser.add_argument("--idiosyncrasy", type=float, default=forward.IDIOSYNCRASY)
     parser.add_argument("--subjects", type=int, nargs="+", default=[0])
     options = parser.parse_args()
-    forward.CONTRAST, forward.IDIOSYNCRASY = options.contrast, options.idiosyncrasy
-    print(f"contrast {forward.CONTRAST}, idiosyncrasy {forward.IDIOSYNCRASY}")
+    forward.CONTRAST = options.contrast
+    print(f"contrast {forward.CONTRAST}, idiosyncrasy {options.idiosyncrasy}")
     world = World(0)
     for seed in options.subjects:
-        measure(world, seed)
+        measure(world, seed, options.idiosyncrasy)
 
 
 if __name__ == "__main__":

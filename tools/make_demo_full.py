@@ -23,7 +23,7 @@ import numpy as np
 
 from offline.cli import main as train
 from streamdec.decode import bundle as bundles
-from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS
+from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS, FULL_IDIOSYNCRASY
 from streamdec.simulate.captions import PHRASINGS, attributes, describe
 from streamdec.simulate.subject import Subject
 from streamdec.simulate.things_layout import write
@@ -118,7 +118,8 @@ def run(*arguments: str | Path) -> None:
 def simulate(root: Path, models: Path) -> None:
     """Record the subject in the THINGS-EEG2 layout, prepare it, and say what its images show."""
     assert N_SESSIONS <= DEMO_SESSION  # the demo plays noise and orders of a session that was not trained on
-    write(root / "data", [Subject(WORLD, 0, distinctness=FULL_DISTINCTNESS)], n_sessions=N_SESSIONS)
+    subject = Subject(WORLD, 0, distinctness=FULL_DISTINCTNESS, idiosyncrasy=FULL_IDIOSYNCRASY)
+    write(root / "data", [subject], n_sessions=N_SESSIONS)
     run("prepare", "things_eeg2", root / "data", root / "prepared", "--subject", "sub-01")
     shutil.rmtree(root / "data" / "eeg_dataset")
 

@@ -22,7 +22,7 @@ from streamdec.decode.generate.generator import OpenGenerator
 from streamdec.decode.generate.job import KINDS, LADDER, Drop, Kind, Request, Result
 from streamdec.decode.generate.link import Notice
 from streamdec.decode.generate.tiers.open import open_first, open_tiers
-from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS
+from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS, FULL_IDIOSYNCRASY
 from streamdec.errors import ConfigError, DataError
 from streamdec.generation import BUDGETS, Generation
 from streamdec.intake import IntakeSettings
@@ -90,7 +90,7 @@ def demo_subject(bundle: Bundle, n: int, repetitions: int, report: Report = sile
     ConfigError
         There are not so many, or there is no repetition.
     """
-    subject = Subject(World(0), 0, distinctness=FULL_DISTINCTNESS)
+    subject = Subject(World(0), 0, distinctness=FULL_DISTINCTNESS, idiosyncrasy=FULL_IDIOSYNCRASY)
     n_images = subject.world.n_images("test")
     if not 1 <= n <= n_images:
         raise ConfigError("simulated stimuli", got=n, allowed=f"1..{n_images}")

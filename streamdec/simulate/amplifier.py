@@ -23,6 +23,7 @@ from ..acquire.lsl.library import local_clock
 from ..acquire.lsl.outlet import LslOutlet
 from ..signal.rate import Rate
 from ..types import StreamInfo
+from .forward import IDIOSYNCRASY
 from .schedule import CATCH as CATCH
 from .schedule import TARGET, Schedule, rsvp
 from .subject import Subject
@@ -129,12 +130,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--distinctness", type=float, default=1.0, help="1 is as hard to decode as people [%(default)g]"
     )
+    parser.add_argument(
+        "--idiosyncrasy", type=float, default=IDIOSYNCRASY, help="of the responses, 0 to 1 [%(default)g, as people]"
+    )
     parser.add_argument("--sfreq", type=float, default=1000.0, help="rate in Hz [%(default)g]")
     options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    subject = Subject(World(options.world), options.subject, sfreq=options.sfreq, distinctness=options.distinctness)
+    subject = Subject(
+        World(options.world),
+        options.subject,
+        sfreq=options.sfreq,
+        distinctness=options.distinctness,
+        idiosyncrasy=options.idiosyncrasy,
+    )
     schedules = blocks(subject, options.session, options.images)
     play(subject, schedules, name=options.name, session=options.session, stop=stop)
 

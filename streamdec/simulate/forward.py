@@ -64,11 +64,16 @@ class Forward:
     shared : float
         Share of the variance of each source's linear drive that all subjects have in common, 0 to 1: what a decoder
         of other people can use. The nonlinear part is everybody's own.
+    idiosyncrasy : float
+        Amplitude of the nonlinear part of each drive, 0 to 1: its square is the part's share of the variance.
     """
 
-    def __init__(self, seed: int = 0, sfreq: float = 1000.0, *, shared: float = 0.0) -> None:
-        if not 0 <= shared <= 1:
-            raise ConfigError("shared", got=shared, allowed="0 to 1")
+    def __init__(
+        self, seed: int = 0, sfreq: float = 1000.0, *, shared: float = 0.0, idiosyncrasy: float = IDIOSYNCRASY
+    ) -> None:
+        for name, share in (("shared", shared), ("idiosyncrasy", idiosyncrasy)):
+            if not 0 <= share <= 1:
+                raise ConfigError(name, got=share, allowed="0 to 1")
         rng = np.random.default_rng([seed, 2])
         self.sfreq = sfreq
         self.n_times = Rate(sfreq).to_samples(DURATION)
@@ -94,8 +99,8 @@ class Forward:
         everybody = np.random.default_rng(6)
         common = _semantic(everybody, n_late), _retinotopic(everybody, n_early)
         late, early = zip(own, common, strict=True)
-        self._low_level = _Drive(early, shared, rng, *_reference("low_level"))
-        self._semantic = _Drive(late, shared, rng, *_reference("semantic"))
+        self._low_level = _Drive(early, shared, idiosyncrasy, rng, *_reference("low_level"))
+        self._semantic = _Drive(late, shared, idiosyncrasy, rng, *_reference("semantic"))
 
     def moments(self, world: World, split: Split) -> Float32:
         """Moment of every source and component for every image of a split: (n_images, n_sources) float32, nAm."""
@@ -132,12 +137,14 @@ class _Drive:
         self,
         weights: tuple[Float32, Float32],
         shared: float,
+        idiosyncrasy: float,
         rng: np.random.Generator,
         mean: Float32,
         std: Float32,
         reference: Float32,
     ) -> None:
         self._mean, self._std = mean, std
+        self._shares = np.sqrt(1 - idiosyncrasy**2), idiosyncrasy
         z = (reference - mean) / std
         own, common = (one / (z @ one).std(axis=0) for one in weights)
         if shared:
@@ -151,7 +158,8 @@ class _Drive:
     def __call__(self, x: Float32) -> Float32:
         z = (x - self._mean) / self._std
         nonlinear = np.sqrt(2) * np.cos(z @ self._bent + self._phase)
-        drive = np.sqrt(1 - IDIOSYNCRASY**2) * (z @ self._linear) + IDIOSYNCRASY * nonlinear
+        carried, own = self._shares
+        drive = carried * (z @ self._linear) + own * nonlinear
         return np.asarray(drive, np.float32)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..types import Float32
-from .forward import Forward
+from .forward import IDIOSYNCRASY, Forward
 from .leadfield import CH_NAMES
 from .noise import Noise
 from .schedule import TARGET, Schedule
@@ -85,6 +85,8 @@ class Subject:
         real ones are. Above 1 small data sets show what big ones would.
     shared : float
         How much of what its sources respond to is everybody's, see :class:`.forward.Forward`.
+    idiosyncrasy : float
+        How much of it no linear decoder carries over to new images, see :class:`.forward.Forward`.
 
     Attributes
     ----------
@@ -102,12 +104,13 @@ class Subject:
         sfreq: float = 1000.0,
         distinctness: float = 1.0,
         shared: float = 0.0,
+        idiosyncrasy: float = IDIOSYNCRASY,
     ) -> None:
         self.world = world
         self.seed = seed
         self._distinctness = np.float32(distinctness)
         self.sfreq = sfreq
-        self._forward = Forward(seed, sfreq, shared=shared)
+        self._forward = Forward(seed, sfreq, shared=shared, idiosyncrasy=idiosyncrasy)
         self.n_times = self._forward.n_times
         self._moments: dict[Split, Float32] = {}
 
