@@ -6,7 +6,8 @@ FOLDER is that of tools/make_demo_full.py, of which the stages up to "features" 
 (or a plain IP-Adapter) of its own and a brain encoder of HVF, and draws what the subject saw from the mean of all 80
 repetitions; `streamdec-train judge` then looks at the pictures. Rows:
 
-- both, semantic, pixel: features of CLIP and of the autoencoder, of CLIP, of the autoencoder;
+- all, both, semantic, pixel: features of CLIP, of the autoencoder and of sentences; without the sentences, as published;
+  of CLIP; of the autoencoder;
 - past-phi: the prior of both, drawn as the reference draws;
 - without: HVF trained for retrieval, its fused features fed as they are into an IP-Adapter that knows CLIP's;
 - mapped: the same by way of a linear map to CLIP's features.
@@ -34,7 +35,7 @@ size = 64
 brain_through_adapter = {through}
 bridge = {bridge}
 """
-FUSED = {"both": ROLES, "semantic": ROLES[:1], "pixel": ROLES[1:]}
+FUSED = {"all": ROLES, "both": ROLES[:2], "semantic": ROLES[:1], "pixel": ROLES[1:2]}
 
 
 def made(root: Path, models: Path, name: str, roles: Sequence[str], *, through_prior: bool = True) -> Path:

@@ -27,7 +27,7 @@ from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS, FULL_IDIOSYNCRASY
 from streamdec.simulate.captions import PHRASINGS, attributes, describe
 from streamdec.simulate.subject import Subject
 from streamdec.simulate.things_layout import write
-from streamdec.simulate.world import World
+from streamdec.simulate.world import Split, World
 
 SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
 MODELS = SIMULATE / "world_models"
@@ -38,7 +38,8 @@ N_SESSIONS = 4
 IMAGES = Path("data/image_set/training_images")
 """What the parts without EEG are fitted on; the features of the store hold the test images' as well."""
 
-ROLES = ("clip", "vae")
+ROLES = ("clip", "vae", "said")
+"""What is fused: CLIP's image features, the autoencoder's latents, and CLIP's text features of what an image shows."""
 PRIOR = """\
 n_dims = 256
 n_inner = 512
@@ -100,7 +101,7 @@ latents = "features/vae"
 [diffusion]
 model = "{models}/diffusion"
 prior = "prior"
-features = {{ clip = "features/clip", vae = "features/vae" }}
+features = {{ clip = "features/clip", vae = "features/vae", said = "features/said" }}
 size = 64
 max_steps = 4
 """
@@ -125,19 +126,28 @@ def simulate(root: Path, models: Path) -> None:
 
 
 def features(root: Path, models: Path) -> None:
-    """CLIP and latents of all that the store shows, and of the training images alone; captions."""
-    clip, vae = f"open_clip:{models / 'clip'}", f"vae:{models / 'diffusion' / 'vae'}@size=64"
-    for role, encoder in zip(ROLES, (clip, vae), strict=True):
+    """Features of all that the store shows, and of the training images alone; captions."""
+    said = captions(WORLD, "train")
+    (root / "captions.json").write_bytes(msgspec.json.encode(said))
+    # Of candidates of retrieval, and not in the bank: a caption is made without them.
+    (root / "stimuli.json").write_bytes(msgspec.json.encode(said | captions(WORLD, "test")))
+    encoders = (
+        f"open_clip:{models / 'clip'}",
+        f"vae:{models / 'diffusion' / 'vae'}@size=64",
+        f"open_clip_text:{models / 'clip'}@captions={root / 'stimuli.json'}",
+    )
+    for role, encoder in zip(ROLES, encoders, strict=True):
         run("features", root / "prepared", encoder, root / "stimuli" / role)
         run("features", root / IMAGES, encoder, root / "features" / role)
-    said = {id_: caption(WORLD, i) for i, id_ in enumerate(WORLD.ids("train"))}
-    (root / "captions.json").write_bytes(msgspec.json.encode(said))
 
 
-def caption(world: World, i: int) -> str:
-    """Say what a training image shows, each in one of the phrasings."""
-    phrasing = int(np.random.default_rng([world.seed, 7, i]).integers(PHRASINGS))
-    return describe(attributes(world.concept("train", i), world.look("train", i)), phrasing)
+def captions(world: World, split: Split) -> dict[str, str]:
+    """Say what the images of a split show, each in one of the phrasings, by id."""
+    phrasings = np.random.default_rng([world.seed, 7]).integers(PHRASINGS, size=world.n_images(split))
+    return {
+        id_: describe(attributes(world.concept(split, i), world.look(split, i)), int(phrasing))
+        for i, (id_, phrasing) in enumerate(zip(world.ids(split), phrasings, strict=True))
+    }
 
 
 def prior(root: Path, models: Path) -> None:
@@ -151,7 +161,7 @@ def fit(root: Path, models: Path) -> None:
 
 
 def train_prior(
-    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 700
+    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 1400
 ) -> None:
     """Train a prior of some features of the training images."""
     config = out.with_suffix(".toml")
