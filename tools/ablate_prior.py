@@ -6,8 +6,8 @@ FOLDER is that of tools/make_demo_full.py, of which the stages up to "features" 
 (or a plain IP-Adapter) of its own and a brain encoder of HVF, and draws what the subject saw from the mean of all 80
 repetitions; `streamdec-train judge` then looks at the pictures. Rows:
 
-- all, both, semantic, pixel: features of CLIP, of the autoencoder and of sentences; without the sentences, as published;
-  of CLIP; of the autoencoder;
+- all, both, semantic, pixel: features of CLIP, of the autoencoder and of sentences; without the sentences, as is
+  published; of CLIP; of the autoencoder;
 - past-phi: the prior of both, drawn as the reference draws;
 - without: HVF trained for retrieval, its fused features fed as they are into an IP-Adapter that knows CLIP's;
 - mapped: the same by way of a linear map to CLIP's features.
