@@ -11,7 +11,7 @@ import strangers
 from feeder import Feeder, Plan, write_script
 from PIL import Image
 from serving import COMMAND, streamdec
-from small_bundle import N_IMAGES, NAMES, SFREQ, eeg_info, presentation
+from small_bundle import N_IMAGES, NAMES, PATTERNS, SFREQ, eeg_info, presentation
 
 from offline import checkpoint, cli
 from streamdec.calibrate.run import Settings, run
@@ -77,9 +77,14 @@ def test_a_new_subject_brings_tokens_and_nothing_else(tmp_path: Path, stream_nam
     train("features", known[0], "colour", tmp_path / "targets")
     base = fit(known, "base")
 
-    script = str(write_script(tmp_path / "s.npz", *presentation(400, seed=2)))
+    onsets = np.arange(250, 20250, 50)
+    data = np.random.default_rng(2).normal(0, 2, (len(NAMES), onsets[-1] + 250)).astype(np.float32)
+    for i, onset in enumerate(onsets):  # each image in every round, whenever the recording begins
+        data[:, onset : onset + 126] += PATTERNS[i % N_IMAGES]
+    keys = [f"img{i % N_IMAGES:02d}" for i in range(len(onsets))]
+    script = str(write_script(tmp_path / "s.npz", data, onsets, keys))
     streams = ("--eeg", f"name={stream_name}", "--markers", f"name={stream_name}-markers")
-    command = [*COMMAND, "record", tmp_path / "blocks", *streams, "--seconds", "25"]
+    command = [*COMMAND, "record", tmp_path / "blocks", *streams, "--seconds", "15"]
     with Feeder(Plan(script, stream_name, NAMES, tuple(range(len(NAMES))), source_id=stream_name)):
         subprocess.run(command, check=True, timeout=90)
     (session,) = (tmp_path / "blocks").iterdir()
