@@ -7,7 +7,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-# Read as libraries are loaded, here and in child processes. What tests compute is small: two threads of each of two
+# Read as libraries are loaded, here and in child processes. What tests compute is small: two threads of each of several
 # workers would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,7 +28,7 @@ os.environ["LSLAPICFG"] = str(_lsl_config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: of several workers (``pytest -n 2``) none is left with one at the end."""
+    """Files with slow tests come first: of several workers (``pytest -n 3``) none is left with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

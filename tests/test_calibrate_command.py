@@ -128,6 +128,7 @@ def test_the_loop_decides_as_the_fit_did(calibrated: tuple[Bundle, list[str]], b
     assert float(decoder.gallery.features[index] @ turned) == pytest.approx(best.score, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_photodiode_comes_before_the_brain(trained: Path, tmp_path: Path) -> None:
     recording = strangers.record(
         tmp_path / "light.xdf", 51, images=range(12), repetitions=3, volts=False, photodiode=True

@@ -59,6 +59,7 @@ def bundle(request: pytest.FixtureRequest, folder: Path) -> Bundle:
     return bundles.read(folder / f"{request.param}.zip")
 
 
+@pytest.mark.slow
 def test_aotinductor_from_the_command_to_the_live_engine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Really compiled, once."""
     arguments = ("compile", folder / "nice.zip", "--engine", "aoti", "--cache", folder / "cache")

@@ -163,6 +163,7 @@ def test_as_the_reference_draws(folder: Path, whole: Path) -> None:
     assert (made / "conditioner.onnx").read_bytes() != (whole / "conditioner.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_atm_and_direct(folder: Path) -> None:
     for name, more in (("atm", ATM), ("direct", "")):
         made = open_generator(build(folder, folder / name, DIRECT, more))

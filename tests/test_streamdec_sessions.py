@@ -204,6 +204,7 @@ def newest(path: Path) -> float:
     return float(next(s for s in streams if s["info"]["type"] == ["EEG"])["time_stamps"][-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("both", [False, True], ids=["serve", "serve and recorder"])
 def test_kill_9_costs_a_second_at_most(tmp_path: Path, bundle: Path, plan: Plan, both: bool) -> None:
     """Killed while it records: it opens, at most a second is lost, repair says so and makes it whole."""
