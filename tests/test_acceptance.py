@@ -77,7 +77,6 @@ def write_p300(path: Path, recorded: dict[str, Any]) -> float:
 
 
 @pytest.mark.data
-@pytest.mark.timeout(400)
 def test_p300_live_is_as_good_as_offline(data: Path, tmp_path: Path) -> None:
     """Trained on the first half; live, the filters start with the second."""
     from scipy.io import loadmat

@@ -14,7 +14,7 @@ import pytest
 from streamdec.acquire.recording import read
 from streamdec.decode import bundle
 
-pytestmark = [pytest.mark.lsl, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lsl, pytest.mark.slow]
 
 PROGRAM = Path(__file__).parents[1] / "tools" / "afternoon.py"
 N_TRAIN, N_SHOWN = 80, 40  # of its sizes when it is short

@@ -273,7 +273,6 @@ def scenario() -> Iterator[Scenario]:
 
 @pytest.mark.lsl
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_run(name: str, scenario: Scenario) -> None:
     for block in BLOCKS:

@@ -98,7 +98,6 @@ def test_epochs_and_evoked_are_those_of_mne(eeglab: Path, of_mne: Float32) -> No
 
 @pytest.mark.lsl
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_epochs_and_evoked_are_those_of_mne_through_lsl(eeglab: Path, of_mne: Float32) -> None:
     with (
         playing(eeglab, "--speed", SPEED),

@@ -24,7 +24,7 @@ PNG = bytes.fromhex(
     "0000000049454e44ae426082"
 )
 SIZES = {"projector": (1920, 1080), "phone": (390, 844)}
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
