@@ -238,6 +238,8 @@ def test_where_nothing_was_lost_there_is_no_gap(data: Path, name: str, counter: 
     eeg = amplifier(data / "xdf" / f"{name}.xdf")
     if counter is not None:
         assert (np.diff(eeg.data[counter]) == 1).all()
+    first, _ = placed(eeg.stamps[: 10 * int(eeg.info.sfreq)], eeg.info.sfreq)
+    assert first.sfreq_effective == pytest.approx(eeg.info.sfreq, rel=0.015)  # beyond 2 % a session refuses it
     clock, _ = placed(eeg.stamps, eeg.info.sfreq)
     assert (clock.gaps, clock.missing, clock.segments) == (0, 0, 1)
     assert clock.sfreq_effective == pytest.approx(eeg.info.sfreq, rel=2e-3)

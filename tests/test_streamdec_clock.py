@@ -96,6 +96,7 @@ def test_any_stamps_any_packing(steps, cuts):
     np.testing.assert_array_equal(positions, other_positions)
     assert breaks == other_breaks
     assert np.isfinite(times).all()
+    assert 50 <= clock.sfreq_effective <= 200
     # Positions count every sample once and advance besides only by what is missing.
     missing = {i: n for i, n, _ in breaks}
     expected = np.arange(len(stamps)) + np.cumsum([missing.get(i, 0) for i in range(len(stamps))])

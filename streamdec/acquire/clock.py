@@ -157,7 +157,7 @@ class SampleClock:
         self._first = 0  # ring position of the block's first sample
         self._base = 0.0  # the line there, sender's clock
         self._filled = 0  # samples in the block so far
-        self._from, self._to = 0, 0  # the points in use
+        self._since, self._from, self._to = 0, 0, 0  # points: since the last break, of which in use, the last
         self._previous = 0.0  # residual of the last sample, s
         self._latest = -math.inf  # time of the last sample
         self._break: _Break | None = _Break(0, True, "")
@@ -165,8 +165,16 @@ class SampleClock:
 
     @property
     def sfreq_effective(self) -> float:
-        """Rate by the stamps, Hz."""
-        return 1.0 / self._period
+        """Rate by the stamps since the last break, of half a minute at most, Hz.
+
+        The line's own, unless it was fitted to the last stamps alone: a radio link that falls behind for a while bends
+        the line, and is no other rate.
+        """
+        if self._from == self._since:
+            return 1.0 / self._period
+        kept = slice(self._since, self._to)
+        slope, _ = np.polyfit(self._positions[kept] - self._next, self._stamps[kept] - self._base, 1)
+        return 1.0 / self._bounded(float(slope))
 
     @property
     def drift_ppm(self) -> float:
@@ -271,7 +279,7 @@ class SampleClock:
 
     def _forget(self) -> None:
         """Drop the points, keep the slope they gave."""
-        self._from, self._aside = self._to, 0
+        self._since, self._from, self._aside = self._to, self._to, 0
         self._prior_period, self._prior_sd = self._period, max(self._slope_sd, _SLOPE_SD_KEPT)
 
     def _until_break(self, residuals: Float64) -> int:
@@ -421,13 +429,14 @@ class SampleClock:
 
     def _add(self, position: float, stamp: float) -> None:
         if self._to == len(self._stamps):
-            kept = slice(max(self._from, self._to - 2 * _WINDOW), self._to)
+            kept = slice(self._since, self._to)
             n = kept.stop - kept.start
             self._positions[:n], self._stamps[:n] = self._positions[kept], self._stamps[kept]
-            self._from, self._to = 0, n
+            self._since, self._from, self._to = 0, self._from - self._since, n
         self._positions[self._to], self._stamps[self._to] = position, stamp
         self._to += 1
-        self._from = max(self._from, self._to - 2 * _WINDOW)
+        self._since = max(self._since, self._to - 2 * _WINDOW)
+        self._from = max(self._from, self._since)
 
     def _fit(self, point_sd: float, position: int, expected: float) -> float:
         """Least squares through the points with a prior on the slope; returns the line at ``position``."""
@@ -440,10 +449,14 @@ class SampleClock:
         prior = (point_sd / (self._prior_sd * self._prior_period)) ** 2
         weight = float(x @ x) + prior
         period = (float(x @ y) + prior * self._prior_period) / weight
-        nominal = 1.0 / self._sfreq
-        self._period = min(max(period, nominal / 2), nominal * 2)
+        self._period = self._bounded(period)
         self._slope_sd = point_sd / math.sqrt(weight) / self._period
         return expected + y_mean - self._period * x_mean
+
+    def _bounded(self, period: float) -> float:
+        """No stamps make the rate less than half the nominal one, or more than twice it."""
+        nominal = 1.0 / self._sfreq
+        return min(max(period, nominal / 2), nominal * 2)
 
     def _judge(self) -> None:
         """Set how far a stamp may lie off the line, from how far stamps did."""
