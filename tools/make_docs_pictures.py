@@ -32,7 +32,8 @@ from playwright.sync_api import sync_playwright
 
 from streamdec import bench, child
 from streamdec.acquire.clock import SampleClock
-from streamdec.acquire.lsl import find, loopback
+from streamdec.acquire.lsl.library import loopback
+from streamdec.acquire.lsl.link import find
 from streamdec.config import Config, load
 from streamdec.decode import bundle as bundles
 from streamdec.decode.generate.cost import Cost
