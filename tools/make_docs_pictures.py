@@ -2,22 +2,14 @@
 
 python tools/make_docs_pictures.py [NAME ...]       # default: all that come out the same each time
 python tools/make_docs_pictures.py latency          # a measurement of this machine
-python tools/make_docs_pictures.py dashboard        # the full demo for a minute, in Chromium
-python tools/make_docs_pictures.py doctor report    # pages of those programs, on the full demo
 """
 
 from __future__ import annotations
 
 import heapq
-import io
 import itertools
-import os
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +19,9 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
-from PIL import Image
-from playwright.sync_api import sync_playwright
 
-from streamdec import bench, child
+from streamdec import bench
 from streamdec.acquire.clock import SampleClock
-from streamdec.acquire.lsl.library import loopback
-from streamdec.acquire.lsl.link import find
 from streamdec.config import Config, load
 from streamdec.decode import bundle as bundles
 from streamdec.decode.generate.cost import Cost
@@ -42,20 +30,10 @@ from streamdec.decode.generate.ladder import AnswerHere, Ladder, Offer, Send, St
 from streamdec.demo import (
     DEMO_BUNDLE,
     DEMO_SESSION,
-    FULL_BUNDLE,
-    FULL_DISTINCTNESS,
-    FULL_GENERATOR,
-    amplifier_process,
-    serve_process,
-    simulated_session,
 )
-from streamdec.doctor.examine import examine
-from streamdec.doctor.finding import page
 from streamdec.feed import schema
-from streamdec.page.document import to_html
 from streamdec.serve import engines, session
 from streamdec.session import MemoryOutlet
-from streamdec.sessions.report import report
 from streamdec.simulate.amplifier import CATCH, CHUNK, streams
 from streamdec.simulate.schedule import TARGET, Timing, rsvp
 from streamdec.simulate.subject import Subject
@@ -468,85 +446,10 @@ PICTURES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]
 }
 
 
-def photograph(seconds: float = 60.0) -> None:
-    """Take the dashboard's picture on the full demo."""
-    with simulated_session(full=True) as feed, ExitStack() as stack, sync_playwright() as play:
-        address = child.start(stack, "dashboard", feed.endpoint).split()[-1]
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"))
-        size = {"width": 1600, "height": 1000}
-        pages = {p.name: browser.new_page(viewport=size, color_scheme=p.name) for p in PALETTES}
-        for shown in pages.values():
-            shown.goto(address)
-        pages["light"].wait_for_timeout(1e3 * seconds)
-        for name, shown in pages.items():
-            _keep(shown.screenshot(), f"dashboard-{name}")
-        browser.close()
-
-
-@contextmanager
-def full_rig() -> Iterator[Config]:
-    """The full demo's amplifier, in a folder of its own; the config to examine or serve it with."""
-    with ExitStack() as stack, chdir(stack.enter_context(tempfile.TemporaryDirectory())):
-        Path("lsl_api.cfg").write_text(loopback("pictures"), encoding="utf-8")
-        os.environ["LSLAPICFG"] = str(Path("lsl_api.cfg").resolve())
-        amplifier_process(stack, "amplifier", 8, FULL_DISTINCTNESS)
-        text = f'bundle = "{FULL_BUNDLE}"\nrecord = "sessions"\ngenerate.generator = "{FULL_GENERATOR}"\n'
-        Path("serve.toml").write_text(f'{text}[intake.markers]\nignore = "{CATCH}"\n', encoding="utf-8")
-        yield load(Path("serve.toml"))
-
-
-def photograph_doctor(seconds: float = 10.0) -> None:
-    """Let doctor examine the full demo's rig; take its page's picture."""
-    with full_rig() as config:
-        while not find(1.0):
-            pass
-        found = list(examine(config, seconds))
-        Path("doctor.html").write_text(to_html(page(found, "Examined: a simulated amplifier."), ""), encoding="utf-8")
-        _take(Path("doctor.html"), 1000)
-
-
-def photograph_report(seconds: float = 60.0) -> None:
-    """Record a session of the full demo and report it; take the picture of how the report begins."""
-    with full_rig(), ExitStack() as stack:
-        serve_process(stack, FULL_BUNDLE, "amplifier", "amplifier-markers", "--config", "serve.toml")
-        time.sleep(seconds)
-        stack.close()
-        (folder,) = Path("sessions").iterdir()
-        report(folder, Path("report.html"))
-        _take(Path("report.html"), 1400)
-
-
-def _take(shown: Path, height: int) -> None:
-    """Take the pictures of a page's first ``height`` pixels."""
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"))
-        for p in PALETTES:
-            tab = browser.new_page(viewport={"width": 1180, "height": height}, color_scheme=p.name)
-            tab.goto(shown.resolve().as_uri())
-            _keep(tab.screenshot(), f"{shown.stem}-{p.name}")
-        browser.close()
-
-
-def _keep(picture: bytes, name: str) -> None:
-    path = TARGETS / f"{name}.webp"
-    Image.open(io.BytesIO(picture)).save(path, quality=80)
-    print(f"{path.relative_to(TARGETS.parents[2])}: {path.stat().st_size / 1024:.0f} KiB")
-
-
-PHOTOGRAPHS: dict[str, Callable[[], None]] = {
-    "dashboard": photograph,
-    "doctor": photograph_doctor,
-    "report": photograph_report,
-}
-
-
 def main(names: list[str]) -> None:
     """Make the data once, draw it twice."""
     TARGETS.mkdir(exist_ok=True)
     for name in names or [name for name in PICTURES if name != "latency"]:
-        if name in PHOTOGRAPHS:
-            PHOTOGRAPHS[name]()
-            continue
         make, draw = PICTURES[name]
         data = make()
         for p in PALETTES:
