@@ -83,6 +83,16 @@ def test_any_delay_and_drift_is_found(delay: float, drift: float, sfreq: float, 
     assert found.n == len(onsets)
 
 
+def test_a_first_flash_that_was_cut_off_is_not_the_dark_that_ends_it() -> None:
+    """30 onsets, the recording begins in the first one's light: 29 rising edges, 30 falling ones 80 ms later."""
+    onsets = rsvp(30)
+    samples, times = sensor(onsets, 1000.0, delay=0.052, on=0.08)
+    begun = times >= onsets[0] + 0.06
+    found = latency.photodiode(samples[begun], times[begun], onsets, "light")
+    assert found.seconds == pytest.approx(0.052, abs=2 * MS)
+    assert found.n == 29
+
+
 def test_flashes_that_are_missing_or_of_something_else_do_no_harm() -> None:
     rng = np.random.default_rng(1)
     onsets = rsvp(300)

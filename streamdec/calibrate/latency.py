@@ -24,6 +24,7 @@ _STEEPEST = 1e-3  # s/s: the drift looked for, 60 ms/min
 _WIDTH = 0.06  # s within which the delays of one screen lie
 _TWO_LEVELS = 0.6  # of the way from dark to light that hardly a sample may lie in
 _MATCHED = 0.5  # of the onsets must have their flash
+_ENDS = 2  # flashes of which a recording may have cut off one edge
 _BREAK = 1.0  # s between two stamps that ends a straight line
 _VAGUE = 0.02  # s: a latency less certain than this is none
 _MOST_PAIRS = 1000  # delays a slope is taken from: its cost goes with their square
@@ -93,7 +94,7 @@ def photodiode(samples: Float32 | Float64, times: Float64, onsets: Float64, chan
     """Measure the latency by a light sensor's channel.
 
     Whether the patch turns light or dark with an image is found out: the edge that follows more onsets counts, and of
-    two that follow as many the sooner one. Every onset is paired with the flash nearest to the one line (delay and
+    two that follow as many, give or take the block's ends, the sooner one. Every onset is paired with the flash nearest to the one line (delay and
     drift) on which most pairs lie; onsets whose light was not seen and flashes of something else fall away.
 
     Parameters
@@ -127,7 +128,8 @@ def photodiode(samples: Float32 | Float64, times: Float64, onsets: Float64, chan
             do="check that the patch flashes with every image",
         )
     most = max(len(at) for at, _ in enough)
-    at, delays = min((p for p in enough if len(p[0]) >= 0.98 * most), key=lambda p: abs(float(np.median(p[1]))))
+    as_many = most - max(_ENDS, 0.02 * most)
+    at, delays = min((p for p in enough if len(p[0]) >= as_many), key=lambda p: abs(float(np.median(p[1]))))
     return _line(at, delays, f"photodiode {channel!r}")
 
 
