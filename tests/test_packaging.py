@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.metadata
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,16 @@ def test_nobody_else_owns_them() -> None:
 def test_version_is_in_the_changelog() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## \[(.+?)\]", text, re.MULTILINE)[1] == streamdec.__version__  # type: ignore[index]
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").rglob("*.py")), ids=lambda path: path.stem)
+def test_tools_import_what_is_there(tool: Path) -> None:
+    """They run by hand only: nobody else would notice a name that moved."""
+    for node in ast.walk(ast.parse(tool.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PACKAGES:
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}"), name.name
 
 
 def test_base_install_is_small() -> None:

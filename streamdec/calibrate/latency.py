@@ -94,8 +94,9 @@ def photodiode(samples: Float32 | Float64, times: Float64, onsets: Float64, chan
     """Measure the latency by a light sensor's channel.
 
     Whether the patch turns light or dark with an image is found out: the edge that follows more onsets counts, and of
-    two that follow as many, give or take the block's ends, the sooner one. Every onset is paired with the flash nearest to the one line (delay and
-    drift) on which most pairs lie; onsets whose light was not seen and flashes of something else fall away.
+    two that follow as many, give or take the block's ends, the sooner one. Every onset is paired with the flash nearest
+    to the one line (delay and drift) on which most pairs lie; onsets whose light was not seen and flashes of something
+    else fall away.
 
     Parameters
     ----------
