@@ -54,7 +54,7 @@ COUNTER = """() => {
   };
   requestAnimationFrame(frame);
 }"""
-FULL = 2500  # stimuli after which the page forgets as many as come
+FULL = 12_000  # stimuli after which the page forgets as many as come: 60 decisions on each of 200 images
 FLAT = 1.1  # growth of a median from then on
 
 
