@@ -57,6 +57,21 @@ def test_a_job_is_split_into_the_first_unit_and_each_further_one() -> None:
     assert (fresh.first, fresh.each) == (pytest.approx((0.20,)), pytest.approx((0.20,)))
 
 
+def test_a_busy_hour_before_counts_for_twice_the_warm_up_at_most() -> None:
+    cost = Cost()
+    cost.warmed([(0.5, 4, 0.1), (0.6, 4, 0.1)])
+    assert (cost.first, cost.each) == (pytest.approx((0.2, 0.3)), (0.1, 0.1))  # nothing known: the first measurements
+    later = Cost(first=[0.25, 0.3, 4.0, 5.0], each=[0.12, 0.9])
+    later.warmed([(0.5, 4, 0.1), (0.6, 4, 0.1)])
+    assert (later.first, later.each) == (pytest.approx((0.25, 0.3, 0.6, 0.6)), pytest.approx((0.12, 0.2)))
+    assert later.seconds(4) == pytest.approx(0.6 + 3 * 0.2)
+    for _ in range(4):
+        later.add(5.0, 4, 0.9)
+    assert later.seconds(4) > 2.5  # it is as dear again: learnt from four jobs
+    later.warmed([])
+    assert later.seconds(4) > 2.5
+
+
 def test_what_is_not_measured_is_believed_less() -> None:
     cost = Cost(first=[1.0, 2.0], each=[1.0])
     for _ in range(139):

@@ -20,6 +20,7 @@ from .job import Tier
 
 SCHEMA = 1
 _DOUBT = 0.995
+_BUSY = 2.0  # times its warm-up that a job may have cost in a session before
 
 
 class Cost:
@@ -98,6 +99,28 @@ class Cost:
         self._first.append(seconds)
         self._summarise()
 
+    def warmed(self, runs: Sequence[tuple[float, int, float | None]]) -> None:
+        """Learn from a worker's warm-up: the first measurements, or a bound on those of the sessions before.
+
+        Another session's busy hour would keep a tier out for minutes that runs well now. So nothing of it counts for
+        more than twice the warm-up's dearest run; a few dear jobs teach it anew.
+
+        Parameters
+        ----------
+        runs : sequence of (float, int, float or None)
+            Each as :meth:`add` takes it.
+        """
+        now = Cost(1.0, max(1, len(runs)))
+        for seconds, units, each in runs:
+            now.add(seconds, units, each)
+        if not self._first:
+            self._first.extend(now.first)
+            self._each.extend(now.each)
+        elif runs:
+            self._first = _capped(self._first, _BUSY * max(now.first))
+            self._each = _capped(self._each, _BUSY * max(now.each, default=math.inf))
+        self._summarise()
+
     def doubt(self) -> None:
         """Believe the measurements a little less: this estimate kept its tier out.
 
@@ -114,6 +137,10 @@ class Cost:
 
 def _doubted(measurements: deque[float]) -> deque[float]:
     return deque([_DOUBT * value for value in measurements], measurements.maxlen)
+
+
+def _capped(measurements: deque[float], most: float) -> deque[float]:
+    return deque([min(value, most) for value in measurements], measurements.maxlen)
 
 
 def _quantile(measurements: deque[float], quantile: float) -> float:

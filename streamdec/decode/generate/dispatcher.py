@@ -229,9 +229,7 @@ class Dispatcher:
         offers: dict[Tier, Offer] = {}
         for card in hello.tiers:
             cost = self._costs.of(card.tier, plain(hello.device)[:64], plain(hello.host)[:64])
-            if not cost.first:
-                for seconds, units, each in card.runs:
-                    cost.add(seconds, units, each)
+            cost.warmed(card.runs)
             offers[card.tier] = Offer(card.units, cost)
         self._say(name, "ready", f"{', '.join(offers)} on {plain(hello.device)[:64]} of {plain(hello.host)[:64]}")
         self._act(self._ladder.ready(name, hello.kind, offers, now))
