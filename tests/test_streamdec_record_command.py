@@ -143,7 +143,10 @@ def test_a_session_is_what_everything_takes(block: Path, tmp_path: Path) -> None
     session = Recorded.open(block)
     arrived = session.about.end.arrived
     assert session.about.end.reason == "8 s are over"
-    assert arrived.breaks >= 1  # a busy machine may make the feeder late as well
+    log = [json.loads(line) for line in (block / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [line["text"] for line in log if line.get("state") in ("gap", "stalled", "lost")]
+    assert told.count("50 samples missing") == 1
+    assert arrived.breaks == len(told)  # a busy machine may add breaks of its own
     assert arrived.onsets == arrived.markers == len(session.onsets) > 20
     listed = streamdec("sessions", "list", block.parent)
     assert f"none of {arrived.onsets}  none" in listed.stdout
