@@ -99,6 +99,31 @@ def test_loss_is_what_the_schedule_says(tmp_path: Path, kind: str) -> None:
     torch.testing.assert_close(found.double(), ((out.double() - wanted) ** 2).mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_often_takes_half_of_the_times(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffuser = prior.Diffuser(str(model))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(diffuser, "predict", lambda noisy, times, condition: seen.append(times) or noisy)
+    torch.manual_seed(6)
+    n = 4000
+    latents, condition = torch.zeros(n, 1, 1, 1), torch.zeros(n, D)
+    diffuser.loss(latents, condition)
+    diffuser.loss(latents, condition, (999, 249))
+    plain, often = (np.bincount(times, minlength=1000) for times in seen)
+    assert plain.max() < 20  # 4 expected of each
+    for time in (999, 249):
+        assert abs(often[time] - (n / 4 + 2)) < 5 * np.sqrt(n * 3 / 16)
+    others = np.delete(often, (999, 249))
+    assert abs(others.sum() - n / 2) < 5 * np.sqrt(n / 4)
+    assert others.max() < 15
+
+
+def test_often_must_be_in_the_schedule(model: Path, images: dict[str, Targets], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="often"):
+        settings(often=(-1,))
+    with pytest.raises(ConfigError, match="below 1000"):
+        prior.fit(str(model), roles(images), images["latents"], tmp_path / "prior", settings(often=(1000,)))
+
+
 def test_adapter_is_attention_to_four_more_tokens(model: Path) -> None:
     """Image tokens LN(W z + b); to each cross-attention's text attention that of the image tokens is added."""
     diffuser = prior.Diffuser(str(model))

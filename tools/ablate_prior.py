@@ -22,7 +22,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from make_demo_full import MODELS, ROLES, STAGES, run, train_hvf, train_prior, work
+from make_demo_full import MODELS, N_DIMS, ROLES, STAGES, run, train_hvf, train_prior, work
 
 GENERATOR = """\
 run = "hvf"
@@ -46,7 +46,7 @@ def made(root: Path, models: Path, name: str, roles: Sequence[str], *, through_p
         train_prior(root, models, folder / "prior", roles if through_prior else ROLES[:1], fuse=through_prior)
     if not (folder / "bundle.zip").exists():
         train_hvf(
-            root, folder / "hvf", roles, folder / "prior" if through_prior else None, 256 if through_prior else 128
+            root, folder / "hvf", roles, folder / "prior" if through_prior else None, N_DIMS if through_prior else 128
         )
         run("export", folder / "hvf", folder / "bundle.zip")
     return folder

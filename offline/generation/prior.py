@@ -12,7 +12,7 @@ A prior is a folder: ``prior.json``; ``adapter.safetensors``, the IP-Adapter in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,7 +48,8 @@ class PriorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ``n_dims`` of the fused space, ``n_inner`` of the fusion encoder, ``n_projector`` of phi_c; ``dropout`` in the
     fusion encoder [inferred]; ``drop`` share of samples without a condition; ``start`` a file of IP-Adapter weights to
     begin with, as the reference does, "" begins with the diffusion model's own keys and values; ``fuse`` false: one
-    kind of features goes into the adapter as it is.
+    kind of features goes into the adapter as it is. ``often`` steps of the noise schedule at which every second sample
+    is taken, such as those that drawing in few steps passes through; published none.
     """
 
     n_dims: int = 1024
@@ -58,6 +59,7 @@ class PriorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     drop: float = 0.1
     start: str = ""
     fuse: bool = True
+    often: tuple[int, ...] = ()
     steps: Steps = Steps()
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class PriorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ConfigError("prior", got=f"n_dims {self.n_dims}, n_inner {self.n_inner}", allowed="1 or more")
         if not 0 <= self.drop < 1:
             raise ConfigError("prior drop", got=self.drop, allowed="from 0 to below 1")
+        if self.often and min(self.often) < 0:
+            raise ConfigError("prior often", got=min(self.often), allowed="0 or more")
 
 
 class PriorMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -119,6 +123,12 @@ class Diffuser:
         self.unet = unet.float().to(device).eval().requires_grad_(False)
         self._factor = pipeline.vae_scale_factor
 
+    @property
+    def n_times(self) -> int:
+        """Steps of its noise schedule."""
+        n: int = self.noise.config.num_train_timesteps
+        return n
+
     def add_adapter(self, state: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
         """Add an IP-Adapter of the official layout; return its parameters by their names there, to be trained.
 
@@ -161,7 +171,7 @@ class Diffuser:
             state[f"ip_adapter.{key}.to_v_ip.weight"] = attention.to_v.weight.detach().clone()
         return state
 
-    def loss(self, latents: Tensor, condition: Tensor) -> Tensor:
+    def loss(self, latents: Tensor, condition: Tensor, often: Sequence[int] = ()) -> Tensor:
         """Mean squared error of what the model is to predict, at random times, with random noise.
 
         Parameters
@@ -169,9 +179,15 @@ class Diffuser:
         latents : Tensor of shape (B, channels, height, width)
             Scaled, as the U-Net takes them.
         condition : Tensor of shape (B, D)
+        often : sequence of int
+            Times of half of the samples; those of the others, and of all without it, are drawn from the whole schedule.
         """
         noise = torch.randn_like(latents)
-        times = torch.randint(0, self.noise.config.num_train_timesteps, (len(latents),), device=latents.device)
+        n, device = len(latents), latents.device
+        times = torch.randint(0, self.n_times, (n,), device=device)
+        if often:
+            chosen = torch.tensor(often, device=device)[torch.randint(0, len(often), (n,), device=device)]
+            times = torch.where(torch.rand(n, device=device) < 0.5, chosen, times)
         noisy = self.noise.add_noise(latents, noise, times)
         return nnf.mse_loss(self.predict(noisy, times, condition).float(), self.wanted(latents, noise, times))
 
@@ -310,6 +326,8 @@ def fit(
         raise ConfigError(
             f"channels of the latents {latents.path}", got=shape[0], allowed=diffuser.unet.config.in_channels
         )
+    if settings.often and max(settings.often) >= diffuser.n_times:
+        raise ConfigError("prior often", got=max(settings.often), allowed=f"below {diffuser.n_times}, as {model} has")
     prior = FusionPrior(widths, settings).to(device)
     start = _read_adapter(settings.start) if settings.start else diffuser.own_adapter(prior.n_dims)
     adapter = diffuser.add_adapter(start)
@@ -319,7 +337,7 @@ def fit(
         batch = {role: _tensor(array, rows, device) for role, array in arrays.items()}
         shown = torch.rand(len(rows), device=device) >= settings.drop
         condition = prior(batch) * shown[:, None]
-        return diffuser.loss(_tensor(pictures, rows, device).view(-1, *shape), condition)
+        return diffuser.loss(_tensor(pictures, rows, device).view(-1, *shape), condition, settings.often)
 
     prior.train()
     parameters = {**dict(prior.named_parameters()), **adapter}

@@ -33,14 +33,12 @@ from .subject import Subject
 from .world import SPLITS, World
 
 # fmt: off
-# fmt: off
 RAW_ORDER: tuple[str, ...] = (
     "Fp1", "F3", "F7", "FT9", "FC5", "FC1", "C3", "T7", "TP9", "CP5", "CP1", "Pz", "P3", "P7", "O1", "Oz", "O2",
     "P4", "P8", "TP10", "CP6", "CP2", "Cz", "C4", "T8", "FT10", "FC6", "FC2", "F4", "F8", "Fp2", "AF7", "AF3",
     "AFz", "F1", "F5", "FT7", "FC3", "FCz", "C1", "C5", "TP7", "CP3", "P1", "P5", "PO7", "PO3", "POz", "PO4",
     "PO8", "P6", "P2", "CPz", "CP4", "TP8", "C6", "C2", "FC4", "FT8", "F6", "F2", "AF4", "AF8",
 )
-# fmt: on
 # fmt: on
 """The 63 channels in the order of the raw files."""
 
@@ -165,4 +163,4 @@ def _raw(subject: Subject, schedule: Schedule, noise: Noise) -> dict[str, Any]:
 def _save(path: Path, content: dict[str, Any]) -> None:
     box = np.empty((), object)
     box[()] = content
-    np.save(path, box, allow_pickle=True)
+    np.save(path, box, allow_pickle=True)  # as the originals are; it is written here and never read with pickle
