@@ -92,10 +92,10 @@ class Evidence:
         self.settings = settings or EvidenceSettings()
         self._heads = {head.horizon: i for i, head in enumerate(heads)}
         self._calibrations = {head.horizon: head.calibration for head in heads}
-        # Pages of np.zeros are only taken from the machine when a slot is first used.
+        # np.full writes them: pages of np.zeros would be taken when a slot is first used, 10 ms for each huge one.
         shapes = [head.shape if mode == "mean" else (head.dim,) for head in heads]
         slots = 0 if mode == "none" else self.settings.max_keys
-        self._sums: list[Float64] = [np.zeros((slots, *shape)) for shape in shapes]
+        self._sums: list[Float64] = [np.full((slots, *shape), 0.0) for shape in shapes]
         self._means: list[Float32] = [np.zeros(shape, dtype=np.float32) for shape in shapes]
         self._counts = np.zeros((slots, len(heads)), dtype=np.int64)
         self._lengths = np.zeros((slots, len(heads)))  # of the mean embedding, where embeddings are summed as units

@@ -60,7 +60,7 @@ def to_fif(path: Path, out: Path) -> str:
         raw.save(out, verbose="error")
     except (OSError, ValueError) as error:
         raise RecordingError(f"cannot write {out}", got=str(error)) from error
-    return f"{out}: {_said(raw, len(rows))}"
+    return f"{out}: {_said(raw, len(rows), len(session.rows))}"
 
 
 def to_bids(path: Path, root: Path, subject: str, task: str) -> str:
@@ -128,7 +128,7 @@ def to_bids(path: Path, root: Path, subject: str, task: str) -> str:
         mne_bids.update_sidecar_json(side, _truth(session), verbose="error")
     except (OSError, ValueError, RuntimeError) as error:
         raise RecordingError(f"cannot write into {root}", got=str(error)) from error
-    return f"{target.fpath}: {_said(raw, len(rows))}"
+    return f"{target.fpath}: {_said(raw, len(rows), len(session.rows))}"
 
 
 def _truth(session: Recorded) -> dict[str, str]:
@@ -156,7 +156,7 @@ def _raw(session: Recorded) -> tuple[Any, Any, list[events.Row]]:
     samples : array of shape (n,) int
         Where the onsets lie.
     rows : list of events.Row
-        What came of them; in the order of time.
+        What came of them; in the order of time. Those before the first sample and behind the last are left out.
     """
     try:
         import mne
@@ -199,5 +199,6 @@ def _raw(session: Recorded) -> tuple[Any, Any, list[events.Row]]:
     return raw, found.samples(np.array([row.time for row in rows])), rows
 
 
-def _said(raw: Any, n: int) -> str:
-    return f"{len(raw.ch_names)} channels, {raw.times[-1]:.1f} s at {raw.info['sfreq']:g} Hz, {n} onsets"
+def _said(raw: Any, n: int, of: int) -> str:
+    said = f"{len(raw.ch_names)} channels, {raw.times[-1]:.1f} s at {raw.info['sfreq']:g} Hz, {n} onsets"
+    return said if n == of else f"{said}; {of - n} before the first sample or behind the last, left out"

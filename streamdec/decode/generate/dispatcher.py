@@ -160,17 +160,17 @@ class Dispatcher:
             self._flush()
 
     def close(self) -> None:
-        """Let the workers go, and keep what was learnt of their costs."""
+        """Keep what was learnt of the workers' costs, and let them go."""
+        try:  # first: who waits for this process does not wait for long
+            self._costs.save()
+        except EngineError as error:
+            self._line.send(Notice("", "failed", str(error)))
         for keeper, _ in self._keepers.values():
             keeper.let_go()
         for keeper, _ in self._keepers.values():
             keeper.close(_FAREWELL)
         self._hub.close()
         self._flush()
-        try:
-            self._costs.save()
-        except EngineError as error:
-            self._line.send(Notice("", "failed", str(error)))
 
     # --- what comes in ------------------------------------------------------------------------------------------------
 
