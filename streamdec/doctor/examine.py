@@ -12,13 +12,13 @@ from ..errors import StreamdecError, StreamError
 from ..serve import open_bundle
 from ..types import StreamInfo
 from .finding import Finding
-from .machine import disk, network
+from .machine import disk, network, processor
 from .rehearsal import generation, retrieval
 from .rig import describe, listen
 
 
 def examine(config: Config, seconds: float, photodiode: str = "") -> Iterator[Finding]:
-    """Look at network and streams, listen for ``seconds``, rehearse the decoder, look at the disk.
+    """Look at network, processor and streams, listen for ``seconds``, rehearse the decoder, look at the disk.
 
     Parameters
     ----------
@@ -30,6 +30,7 @@ def examine(config: Config, seconds: float, photodiode: str = "") -> Iterator[Fi
         Channel of the EEG stream with a light sensor on the screen, "" for none.
     """
     yield from network(config)
+    yield processor()
     bundle = None
     if config.bundle:
         try:

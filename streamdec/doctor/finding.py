@@ -10,7 +10,9 @@ import msgspec
 from ..page.document import Block, Document, Note, Section, Table, Text
 
 Level: TypeAlias = Literal["ok", "warning", "fatal"]
-Part: TypeAlias = Literal["network", "streams", "bundle", "clock", "signal", "markers", "photodiode", "budgets", "disk"]
+Part: TypeAlias = Literal[
+    "network", "processor", "streams", "bundle", "clock", "signal", "markers", "photodiode", "budgets", "disk"
+]
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -1,7 +1,8 @@
-"""What the machine offers: the feed's ports, and room on the disk."""
+"""What the machine offers: the feed's ports, a processor when it is wanted, and room on the disk."""
 
 from __future__ import annotations
 
+import getpass
 import shutil
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from ..config import Config
 from ..errors import StreamdecError
 from ..feed import address
 from ..feed.publisher import Publisher
+from ..priority import allowed
 from ..types import StreamInfo
 from .finding import Finding, judged
 
@@ -31,6 +33,15 @@ def network(config: Config) -> Iterator[Finding]:
         Publisher(config.feed, "doctor").close()
     except StreamdecError as error:
         yield Finding("network", "fatal", str(error))
+
+
+def processor() -> Finding:
+    """Whether the hot loop may go before other programs."""
+    if allowed():
+        return Finding("processor", "ok", "the hot loop goes before all ordinary programs")
+    text = "the hot loop has to wait for other programs: this user may not use real-time priority"
+    name = f"{getpass.getuser()} - rtprio 1"
+    return Finding("processor", "warning", text, f"put the line '{name}' into /etc/security/limits.conf, log in anew")
 
 
 def disk(config: Config, eeg: StreamInfo) -> Iterator[Finding]:

@@ -1,0 +1,46 @@
+"""Real-time priority: every thread of the process, none of what it starts, and only where it may."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from streamdec.priority import allowed
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asked of Linux only")
+
+PROGRAM = """
+import os, subprocess, sys, threading
+from streamdec.priority import allowed, go_first
+ready, end = threading.Event(), threading.Event()
+thread = threading.Thread(target=lambda: (ready.set(), end.wait()))
+thread.start()
+ready.wait()
+print(allowed(), os.sched_getscheduler(0) == os.SCHED_OTHER)
+print(go_first())
+policies = [os.sched_getscheduler(int(tid)) & ~os.SCHED_RESET_ON_FORK for tid in os.listdir("/proc/self/task")]
+print(len(policies) > 1, set(policies) == {os.SCHED_RR}, set(policies) == {os.SCHED_OTHER}, flush=True)
+child = "import os; print(os.sched_getscheduler(0) == os.SCHED_OTHER)"
+print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout.strip())
+end.set()
+"""
+
+
+def run(*before: str) -> list[str]:
+    done = subprocess.run([*before, sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(not allowed(), reason="no real-time priority for this user")
+def test_every_thread_goes_first_and_no_child_does() -> None:
+    assert run() == ["True True", "", "True True False", "True"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root's setpriv takes the right away")
+def test_who_may_not_goes_on_as_before() -> None:
+    told = run("setpriv", "--bounding-set", "-sys_nice")
+    assert told == ["False True", "Operation not permitted", "True False True", "True"]
