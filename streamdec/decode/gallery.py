@@ -124,7 +124,7 @@ class Gallery:
         for i in range(0, len(rows), _BLOCK):
             self.features[i : i + _BLOCK] = unit(rows[i : i + _BLOCK])
         self.features.flags.writeable = False
-        self._faiss = _faiss_index(self.features) if len(self) > FAISS_FROM else None
+        self._faiss: Any = None  # made by the first search: who needs all scores does without
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -156,6 +156,8 @@ class Gallery:
     def search(self, query: Float32, k: int) -> tuple[Indices, Float32]:
         """Find the ``k`` best candidates for a query embedding (D,), exactly, best first.
 
+        For who needs no score but theirs; the first call with more than 50 000 candidates takes longer.
+
         Returns
         -------
         indices : array (min(k, G),) intp
@@ -164,7 +166,9 @@ class Gallery:
             Their cosines.
         """
         query = self._unit_query(query)
-        if self._faiss is not None and k > 0:
+        if len(self) > FAISS_FROM and k > 0:
+            if self._faiss is None:
+                self._faiss = _faiss_index(self.features)
             found = self._shortlist(self._faiss, query, k)
             if found is not None:
                 return found
