@@ -521,6 +521,32 @@ def test_what_is_made_on_demand_is_known_to_be_wanted(publish: Publish, subscrib
         publisher.serve()
 
 
+def test_what_is_subscribed_to_while_messages_go_out_is_known(publish: Publish) -> None:
+    publisher = publish()
+
+    def taken_in(sub: zmq.Socket[bytes], message: schema.AnyMessage) -> None:
+        """Have ``publish`` alone, without ``serve``, take in all that was subscribed to up to the message's topic."""
+        sub.subscribe(message.topic)
+        until = time.monotonic() + 10
+        while not sub.poll(1):
+            assert time.monotonic() < until
+            publisher.publish(message)
+
+    with zmq.Context() as context, context.socket(zmq.SUB) as sub:
+        sub.connect(publisher.endpoint)
+        sub.subscribe("signal")
+        taken_in(sub, onset())
+        publisher.serve()
+        assert publisher.wanted("signal")
+        sub.unsubscribe("signal")
+        sub.unsubscribe("onset")
+        while sub.poll(0):
+            sub.recv_multipart()
+        taken_in(sub, stats())
+        publisher.serve()
+        assert not publisher.wanted("signal")
+
+
 def test_floods_of_subscriptions_are_taken_in_step_by_step(publish: Publish) -> None:
     publisher = publish()
     with zmq.Context() as context, context.socket(zmq.SUB) as sub:

@@ -108,7 +108,7 @@ class Publisher:
         )
         self._seqs: dict[str, int] = {}
         self._kept: dict[Hashable, _Frames] = {}
-        self._more = False
+        self._more = False  # may lie there, whatever the descriptors say
         self._on_demand: set[bytes] = set()  # subscriptions that some topic made on demand falls under
         self._context = zmq.Context(io_threads=1)
         try:
@@ -156,6 +156,7 @@ class Publisher:
         header = self._encoder.encode(message)
         frames = (topic.encode(), _frame(header), *map(_frame, payloads))
         _send(self._images if topic in IMAGE_TOPICS else self._results, frames)
+        self._more = True  # sending takes in subscriptions that came, and their descriptor does not tell of them again
 
         slot = _slot(message)
         self._kept.pop(slot, None)  # so that the newest stands last
@@ -169,7 +170,7 @@ class Publisher:
     def serve(self) -> None:
         """Let new subscribers in and answer at most one of their requests. Call it once per packet; it never waits.
 
-        While nobody wants anything it costs one system call over all sockets, about 1 µs.
+        While nobody wants anything and nothing is published it costs one system call over all sockets, about 1 µs.
         """
         if not self._more and not self._poll.poll(0):
             return
@@ -177,10 +178,11 @@ class Publisher:
             self._doorman.admit()
         _readable(self._images)  # takes in new subscriptions, lets go of subscribers that left
         more = self._subscriptions()
-        if _readable(self._router):
+        asked = _readable(self._router)
+        if asked:
             self._answer(self._router.recv_multipart(zmq.NOBLOCK))
         # The descriptor of a libzmq socket tells of changes only, not of requests that still lie there.
-        self._more = _readable(self._router) or more
+        self._more = asked or more
 
     def close(self) -> None:
         """Send what is still queued, for 0.2 s at most, and let go of the ports. Idempotent."""
