@@ -311,7 +311,7 @@ def test_dynamic_loss_adjustment() -> None:
         assert len(adjust.history) == 3
 
 
-def test_dynamic_loss_adjustment_goes_on_from_its_state_and_rests_in_validation() -> None:
+def test_dynamic_loss_adjustment_goes_on_from_its_state() -> None:
     x = rows(0)
     adjust, other = DynamicLossAdjustment(2, temperature=2.0), DynamicLossAdjustment(2, temperature=2.0)
     adjust([x.sum(), (x**2).sum()], [[x], [x]])
@@ -319,11 +319,6 @@ def test_dynamic_loss_adjustment_goes_on_from_its_state_and_rests_in_validation(
     for each in (adjust, other):
         each([x.sum(), (x**3).sum()], [[x], [x]])
     assert torch.equal(adjust.weights, other.weights)
-    kept = adjust.weights.clone()
-    with torch.no_grad():
-        value = adjust.eval()([x.sum(), (x**4).sum()], [[x], [x]])
-    assert torch.equal(adjust.weights, kept)
-    torch.testing.assert_close(value, (kept * torch.stack([x.sum(), (x**4).sum()])).sum())
 
 
 def test_fixed_weights_are_equal_and_cost_no_gradient() -> None:

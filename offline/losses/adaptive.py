@@ -42,9 +42,9 @@ class DynamicLossAdjustment(nn.Module):
     Attributes
     ----------
     weights : Tensor of shape (K,)
-        Of the last step in training; validation uses them unchanged.
+        Of the last step. They differ from step to step, so that no two sums may be compared.
     history : list of Tensors of shape (K,)
-        The weights of each step in training of this process.
+        The weights of each step of this process.
     """
 
     previous: Tensor
@@ -61,7 +61,7 @@ class DynamicLossAdjustment(nn.Module):
 
     def forward(self, losses: Sequence[Tensor], parameters: Sequence[Sequence[Tensor]]) -> Tensor:
         """Weighted sum, shape (), of K losses; ``parameters[k]``: those of which loss k's gradient is measured."""
-        if self.training and self.mode != "fixed":
+        if self.mode != "fixed":
             norms = [_gradient_norm(loss, of) for loss, of in zip(losses, parameters, strict=True)]
             g = torch.stack(norms).to(self.previous)
             before = torch.where(self.previous.isnan(), g, self.previous)
