@@ -34,7 +34,7 @@ class RunMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What a run is: the same of everything here gives the same encoder.
 
     ``prepared`` a folder per subject and ``targets`` one per role, with ``data`` and ``features`` their fingerprints;
-    ``versions`` of Python and the packages that compute.
+    ``subjects`` as the stores name them, () in runs of before; ``versions`` of Python and the packages that compute.
     """
 
     method: str
@@ -46,6 +46,7 @@ class RunMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     features: dict[str, str]
     commit: str
     versions: dict[str, str]
+    subjects: tuple[str, ...] = ()
 
 
 class FittedMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

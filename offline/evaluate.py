@@ -50,8 +50,8 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What was tested on what.
 
-    ``simulated`` whether the data were. ``protocol`` whether the subject's own training part was fitted ("intra") or
-    other subjects' alone ("left_out"); ``data`` fingerprints of what was fitted, ``test_data`` of what is tested.
+    ``simulated`` whether the data were. ``protocol`` whether any session of the subject was fitted ("intra") or other
+    subjects' alone ("left_out"); ``data`` fingerprints of what was fitted, ``test_data`` of what is tested.
     """
 
     method: str

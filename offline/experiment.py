@@ -110,6 +110,7 @@ def describe(
         features={role: features.meta.fingerprint for role, features in targets.items()},
         commit=commit(),
         versions=versions(),
+        subjects=tuple(store.meta.subject for store in stores),
     )
 
 
@@ -279,11 +280,12 @@ def open_test(path: Path, prepared: Prepared | None = None, targets: Mapping[str
     prepared = prepared or own_store(meta)
     targets = targets or targets_of(meta)
     check_signal(prepared, meta, encoder)
+    known = prepared.meta.fingerprint in meta.data or prepared.meta.subject in {*meta.subjects, *encoder.subjects}
     about = About(
         method=meta.method,
         dataset=prepared.meta.dataset,
         subject=prepared.meta.subject,
-        protocol="intra" if str(prepared.path.resolve()) in meta.prepared else "left_out",
+        protocol="intra" if known else "left_out",
         simulated=prepared.meta.simulated,
         offline_only=prepared.meta.offline_only,
         seed=meta.seed,

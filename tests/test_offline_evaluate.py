@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tiny_store
 
 from offline import evaluate, metrics
-from offline.data.store import Item, Part, Rows
-from offline.experiment import evaluate_run, fit
+from offline.data.store import Item, Part, Prepared, Rows
+from offline.experiment import evaluate_run, fit, open_test
 from offline.methods.registry import method
 from offline.targets.store import Targets, compute
 from streamdec.decode.gallery import Gallery
@@ -79,6 +80,25 @@ def test_class_auc_of_two_is_the_outputs_own() -> None:
     found = evaluate.class_auc(evaluate.scores(queries, gallery), target, gallery.ids)
     assert found["yes"] == pytest.approx(metrics.auc(output, target == 1))
     assert found["no"] == pytest.approx(found["yes"])
+
+
+def test_left_out_is_who_was_never_fitted(tmp_path) -> None:
+    """Not a store that was moved, a further session of a subject, or the same epochs under another name."""
+    own = tiny_store.make(tmp_path / "own", subject="anna")
+    ridge, targets = method("ridge"), {"image": Targets(tmp_path / "own-targets")}
+    fit(ridge, ridge.settings(), [own], targets, tmp_path / "run")
+
+    def tested(store: Prepared) -> str:
+        return open_test(tmp_path / "run", store, targets).about.protocol
+
+    other = tiny_store.make(tmp_path / "other", subject="bea")
+    again = tiny_store.make(tmp_path / "again", subject="anna", noise=2.0)
+    assert len({store.meta.fingerprint for store in (own, other, again)}) == 3
+    moved = Prepared(own.path.rename(tmp_path / "moved"))
+    assert [tested(store) for store in (moved, other, again)] == ["intra", "left_out", "intra"]
+    renamed = msgspec.structs.replace(moved.meta, subject="carl")
+    (moved.path / "meta.json").write_bytes(msgspec.json.encode(renamed))
+    assert tested(Prepared(moved.path)) == "intra"
 
 
 def test_class_centres_are_means_of_unit_features() -> None:

@@ -119,6 +119,13 @@ def test_wrong_tables(tmp_path, text: str, says: str) -> None:
         read_table(table(tmp_path / "t.tsv", text))
 
 
+def test_subject_is_who_the_settings_say(tmp_path, recorded) -> None:
+    labels = table(tmp_path / "t.tsv", "marker\tlabel\ncat\tx\ndog\ty\n")
+    for given, expected in (("", "run"), ("anna", "anna")):
+        settings = RecordingSettings(Recipe(0.0, 0.4), subject=given)
+        assert RecordingSource(recorded[0], labels, settings, {"train": (0.0, 1.0)}).subject == expected
+
+
 def test_wrong_calls(tmp_path, recorded) -> None:
     labels = table(tmp_path / "t.tsv", "marker\tlabel\nbird\tx\n")
     settings = RecordingSettings(Recipe(0.0, 0.4))

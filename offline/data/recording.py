@@ -29,7 +29,9 @@ class RecordingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """How a recording is read.
 
     ``recipe`` how epochs are made; ``intake`` as in the config of ``serve``: markers, unit, quality; ``eeg`` and
-    ``markers`` choose the streams where there are several; ``simulated`` the recording is not of a person.
+    ``markers`` choose the streams where there are several; ``simulated`` the recording is not of a person; ``subject``
+    who was recorded, "" for the file's name: by it, a new session of somebody who was trained on is told from a person
+    who was not.
     """
 
     recipe: Recipe
@@ -37,6 +39,7 @@ class RecordingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     eeg: StreamQuery | None = None
     markers: StreamQuery | None = None
     simulated: bool = False
+    subject: str = ""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -91,7 +94,7 @@ class RecordingSource:
         for part, (start, stop) in parts.items():
             if not 0 <= start < stop <= 1:
                 raise ConfigError(f"{part} part", got=f"{start}:{stop}", allowed="from:to, fractions between 0 and 1")
-        self.subject, self._settings, self._parts = path.stem, settings, parts
+        self.subject, self._settings, self._parts = settings.subject or path.stem, settings, parts
         self._recording = read(path)
         self._table = read_table(table)
         self.images, self.kind, self.simulated = str(table.parent.resolve()), self._table.kind, settings.simulated

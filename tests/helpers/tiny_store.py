@@ -1,4 +1,7 @@
-"""A small prepared store with responses that can be decoded, made through the real writer."""
+"""A small prepared store with responses that can be decoded, made through the real writer.
+
+Subjects differ in the order of what they were shown and in noise.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,7 @@ def make(
         }
         features = {i.id: rng.standard_normal(dim).astype(np.float32) for part in items.values() for i in part}
     patterns = rng.standard_normal((dim, n_chans, N_TIMES))
+    of_subject = np.random.default_rng([4, *subject.encode()])
     signal = Signal(tuple("ABCDEFGH"[:n_chans]), 100.0, 0.0, (N_TIMES - 1) / 100)
     meta = Meta(
         dataset="tiny",
@@ -70,11 +74,11 @@ def make(
     with Writer(path, meta, {}) as writer:
         for part, members in items.items():
             if kind == "class":
-                order = rng.integers(0, 2, 90 if part == "train" else 60)
+                order = of_subject.integers(0, 2, 90 if part == "train" else 60)
             else:
-                order = np.concatenate([rng.permutation(len(members)) for _ in range(repetitions)])
+                order = np.concatenate([of_subject.permutation(len(members)) for _ in range(repetitions)])
             mean = np.stack([np.tensordot(features[members[i].id], patterns, 1) for i in order])
-            epochs = (mean + noise * rng.standard_normal(mean.shape)).astype(np.float32)
+            epochs = (mean + noise * of_subject.standard_normal(mean.shape)).astype(np.float32)
             writer.append(part, epochs, order.astype(np.int64), 0, np.arange(len(order), dtype=np.int64) * 20)
         writer.close(dict.fromkeys(signal.ch_names, 1.0))
     targets = path.parent / f"{path.name}-targets"
