@@ -248,8 +248,8 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
         from .transductive import transductive
 
         test = open_test(args.fitted, prepared)
-        means, shown, least = test.averaged()
-        record = transductive(test.about, test.encode(means), test.gallery, shown, least)
+        means, shown, repetitions = test.averaged()
+        record = transductive(test.about, test.encode(means), test.gallery, shown, repetitions)
         run.keep_evaluation(evaluation.subject, record, "transductive")
         for name in ("csls", "sinkhorn", "whitened"):
             tell(out, f"transductive, {name}: top-1 {100 * getattr(record, name).top1:.2f} %")
@@ -305,9 +305,11 @@ def _show(out: Console, evaluation: Evaluation) -> None:
     title = f"{evaluation.method} on {data} {evaluation.dataset} {evaluation.subject}"
     columns = ("epochs", "queries", "top-1 %", "95 %", "top-5 %", "median rank", "mAP")
     table = Table(*columns, title=title, caption="epochs averaged into each query; 95 % interval of top-1")
-    for row in (*evaluation.curve, evaluation.single):
-        what = "1 (all)" if row is evaluation.single else str(row.repetitions)
-        table.add_row(what, *_cells(row))
+    for row in evaluation.curve:
+        table.add_row(str(row.repetitions), *_cells(row))
+    if evaluation.averaged and evaluation.averaged.repetitions is None:
+        table.add_row("all, uneven", *_cells(evaluation.averaged))
+    table.add_row("1 (all)", *_cells(evaluation.single))
     out.print(table)
     shown = evaluation.averaged or evaluation.single
     ways = ", ".join(f"{k}-way {100 * share:.1f} %" for k, share in shown.k_way.items())

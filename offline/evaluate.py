@@ -68,10 +68,11 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 class Evaluation(About, frozen=True, kw_only=True):
     """What ``streamdec-train evaluate`` writes. Nothing in it is transductive: every query is scored alone.
 
-    ``averaged`` all repetitions of each stimulus; ``curve`` over nested repetition counts; ``single`` every epoch
-    alone; ``auc`` per class, for two-class and other class galleries; ``class_centre`` the averaged queries against the
-    centres of their concepts (:func:`class_centres`), which is another task than finding the stimulus. ``multi_label``
-    the labels that a method predicts from them, where the run has features in a role "labels".
+    ``averaged`` all repetitions of each stimulus; ``curve`` over nested repetition counts, as far as every stimulus
+    reaches; ``single`` every epoch alone; ``auc`` per class, for two-class and other class galleries; ``class_centre``
+    the averaged queries against the centres of their concepts (:func:`class_centres`), which is another task than
+    finding the stimulus. ``multi_label`` the labels that a method predicts from them, where the run has features in a
+    role "labels".
     """
 
     single: Retrieval

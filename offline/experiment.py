@@ -250,8 +250,8 @@ class Opened(msgspec.Struct, frozen=True, eq=False):
         """(n, n_chans, n_times) -> (n, D), as of the tested subject."""
         return self.encoder(epochs, self.about.subject)
 
-    def averaged(self) -> tuple[Float32, Int64, int]:
-        """Mean epochs of the stimuli that were shown, their candidates, and the least repetitions behind one.
+    def averaged(self) -> tuple[Float32, Int64, int | None]:
+        """Mean epochs of the stimuli that were shown, their candidates, and the repetitions of each, None if uneven.
 
         Raises
         ------
@@ -262,8 +262,8 @@ class Opened(msgspec.Struct, frozen=True, eq=False):
             raise DataError(f"mean epochs of {self.prepared.path}", got="classes", allowed="stimuli")
         epochs_of = self.part.of_item()
         shown = np.array([i for i, indices in enumerate(epochs_of) if len(indices)], np.int64)
-        least = min(len(epochs_of[i]) for i in shown)
-        return self.part.means([epochs_of[i] for i in shown]), shown, least
+        counts = {len(epochs_of[i]) for i in shown}
+        return self.part.means([epochs_of[i] for i in shown]), shown, counts.pop() if len(counts) == 1 else None
 
 
 def open_test(path: Path, prepared: Prepared | None = None, targets: Mapping[str, Targets] | None = None) -> Opened:
@@ -327,16 +327,20 @@ def evaluate_run(
     part, kind = test.part, test.prepared.meta.kind
     single = evaluate.scores(test.encode(np.asarray(part.epochs)), test.gallery)
     stimuli = kind == "stimulus"
-    curve = evaluate.curve(test.encode, part, test.gallery, np.arange(len(part.items))) if stimuli else ()
     return Evaluation(
         **evaluate.about_fields(test.about),
         single=evaluate.from_scores(single, part.rows.item, kind, 1),
-        averaged=curve[-1] if curve else None,
-        curve=curve,
+        averaged=_averaged(test) if stimuli else None,
+        curve=evaluate.curve(test.encode, part, test.gallery, np.arange(len(part.items))) if stimuli else (),
         auc={} if stimuli else evaluate.class_auc(single, part.rows.item, [item.id for item in part.items]),
         class_centre=_against_centres(test, centres) if centres else None,
         multi_label=_labels(test) if stimuli and "labels" in test.targets else None,
     )
+
+
+def _averaged(test: Opened) -> evaluate.Retrieval:
+    means, shown, repetitions = test.averaged()
+    return evaluate.retrieval(test.encode(means), test.gallery, shown, repetitions)
 
 
 def _labels(test: Opened) -> metrics.MultiLabel | None:
@@ -349,9 +353,9 @@ def _labels(test: Opened) -> metrics.MultiLabel | None:
 
 
 def _against_centres(test: Opened, centres: Mapping[str, Targets]) -> evaluate.Retrieval:
-    means, shown, least = test.averaged()
+    means, shown, repetitions = test.averaged()
     shelf, of_item = centre_gallery(test.encoder, centres, test.part.items)
-    return evaluate.retrieval(test.encode(means), shelf, of_item[shown], least)
+    return evaluate.retrieval(test.encode(means), shelf, of_item[shown], repetitions)
 
 
 def centre_gallery(encoder: Encoder, centres: Mapping[str, Targets], items: Sequence[Item]) -> tuple[Gallery, Int64]:

@@ -90,7 +90,9 @@ def whitened(queries: Float32, shrinkage: float = 0.6) -> Float32:
     return unit(outside * centred + ((centred @ directions.T) * gain) @ directions)
 
 
-def transductive(about: About, queries: Float32, gallery: Gallery, target: Int64, repetitions: int) -> Transductive:
+def transductive(
+    about: About, queries: Float32, gallery: Gallery, target: Int64, repetitions: int | None
+) -> Transductive:
     """Make the record of queries (n, D) with their candidates (n,)."""
     alone = evaluate.scores(queries, gallery)
 

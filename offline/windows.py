@@ -129,7 +129,7 @@ def time_windows(
         There is no test part, or one of classes.
     """
     test = open_test(path, prepared)
-    means, shown, least = test.averaged()
+    means, shown, repetitions = test.averaged()
     growing, shrinking = edges(test.prepared)
     every = list(dict.fromkeys([*growing, *shrinking]))
     figures = {}
@@ -137,7 +137,7 @@ def time_windows(
         report(f"window {1000 * start:.0f} to {1000 * stop:.0f} ms", i, len(every))
         if mode == "masked" or (start, stop) == growing[-1]:
             queries = test.encode(masked(means, inside(test.prepared, start, stop)))
-            found = evaluate.retrieval(queries, test.gallery, shown, least)
+            found = evaluate.retrieval(queries, test.gallery, shown, repetitions)
         else:
             found = _retrained(path, prepared, start, stop, device)
         figures[start, stop] = WindowFigures(start, stop, found)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny_store
 
-from offline import evaluate, metrics
-from offline.data.store import Item, Part, Prepared, Rows
+from offline import cli, evaluate, metrics
+from offline.console import Console
+from offline.data.store import Item, Part, PartName, Prepared, Rows
 from offline.experiment import evaluate_run, fit, open_test
 from offline.methods.registry import method
 from offline.targets.store import Targets, compute
@@ -80,6 +81,38 @@ def test_class_auc_of_two_is_the_outputs_own() -> None:
     found = evaluate.class_auc(evaluate.scores(queries, gallery), target, gallery.ids)
     assert found["yes"] == pytest.approx(metrics.auc(output, target == 1))
     assert found["no"] == pytest.approx(found["yes"])
+
+
+class Uneven(Prepared):
+    """Of the test part, one epoch of the first item and all of the others."""
+
+    def part(self, name: PartName) -> Part:
+        whole = super().part(name)
+        if name != "test":
+            return whole
+        kept = np.ones(len(whole.epochs), bool)
+        kept[whole.of_item()[0][1:]] = False
+        rows = Rows(whole.rows.item[kept], whole.rows.session[kept], whole.rows.position[kept])
+        return Part(whole.items, whole.epochs[kept], rows)
+
+
+def test_every_repetition_counts_where_stimuli_have_different_numbers(tmp_path, capsys) -> None:
+    """The rarest stimulus bounds the curve, and nothing else."""
+    store = tiny_store.make(tmp_path / "store", noise=10.0)
+    ridge, targets = method("ridge"), Targets(tmp_path / "store-targets")
+    fit(ridge, ridge.settings(), [store], {"image": targets}, tmp_path / "run")
+    found = evaluate_run(tmp_path / "run", Uneven(store.path))
+    part = Uneven(store.path).part("test")
+    assert [len(epochs) for epochs in part.of_item()] == [1] + 11 * [4]
+    assert [row.repetitions for row in found.curve] == [1]
+    means = np.stack([part.epochs[part.rows.item == i].mean(axis=0) for i in range(12)])
+    test = open_test(tmp_path / "run", store)
+    assert found.averaged == evaluate.retrieval(test.encode(means), test.gallery, np.arange(12))
+    assert found.averaged.mean_average_precision > found.curve[0].mean_average_precision
+    cli._show(Console(width=200), found)
+    assert "all, uneven" in capsys.readouterr().out
+    whole = evaluate_run(tmp_path / "run")
+    assert whole.averaged == whole.curve[-1]
 
 
 def test_left_out_is_who_was_never_fitted(tmp_path) -> None:

@@ -19,9 +19,9 @@ import tiny_store
 
 from offline import cli
 from offline.data.store import Item, Prepared
-from offline.evaluate import Evaluation
+from offline.evaluate import Evaluation, Retrieval
 from offline.report import gather, inside, published, tables, views
-from offline.report.gather import DataSet, Gathered
+from offline.report.gather import DataSet, Gathered, Variant
 from offline.report.write import compose, report
 from offline.summary import summarise
 from streamdec.decode.gallery import Gallery
@@ -196,17 +196,25 @@ def as_real(gathered: Gathered, n_candidates: int) -> DataSet:
     """The same figures as if they were THINGS-EEG2's."""
     (data,) = gathered.data_sets
     retrieval = msgspec.structs.replace(data.variants[0].entries[0].evaluation.averaged, n_candidates=n_candidates)
-    variants = [
-        msgspec.structs.replace(
-            variant,
-            entries=tuple(
-                msgspec.structs.replace(e, evaluation=msgspec.structs.replace(e.evaluation, averaged=retrieval))
-                for e in variant.entries
-            ),
-        )
-        for variant in data.variants
+    return DataSet("things_eeg2", False, False, tuple(with_figures(variant, retrieval) for variant in data.variants))
+
+
+def with_figures(variant: Variant, retrieval: Retrieval) -> Variant:
+    """The same runs, each with these figures."""
+    entries = [
+        msgspec.structs.replace(e, evaluation=msgspec.structs.replace(e.evaluation, averaged=retrieval))
+        for e in variant.entries
     ]
-    return DataSet("things_eeg2", False, False, tuple(variants))
+    return msgspec.structs.replace(variant, entries=tuple(entries))
+
+
+def test_caption_of_figures_over_uneven_repetitions(runs) -> None:
+    (data,) = gather.gather([runs]).data_sets
+    assert "4 repetitions averaged into each query" in tables.results(data).caption
+    figures = msgspec.structs.replace(data.variants[0].entries[0].evaluation.averaged, repetitions=None)
+    uneven = [with_figures(variant, figures) for variant in data.variants]
+    caption = tables.results(msgspec.structs.replace(data, variants=tuple(uneven))).caption
+    assert "Figures of all repetitions averaged into each query" in caption
 
 
 def test_published_figures_stand_beside_like_ones_only(runs) -> None:

@@ -44,7 +44,7 @@ def results(data: DataSet) -> Table:
     """Top-1 and top-5 of every method, on real data beside its published figures."""
     protocols, bases = data.protocols(), data.bases()
     shown = [[averaged(entry.evaluation) for entry in base.entries] for base in bases]
-    sizes = [(_range(r.repetitions for r in own), _range(r.n_candidates for r in own)) for own in shown]
+    sizes = [(_range(r.repetitions or "all" for r in own), _range(r.n_candidates for r in own)) for own in shown]
     alike = len(set(sizes)) == 1
     beside = {} if data.simulated else published(data.name)
     columns: list[tuple[str, Column]] = [("method", "text")]

@@ -65,8 +65,8 @@ def make(folder: Path) -> Path:
         path = runs / "ridge" / "intra" / subject / "seed-0"
         RunFolder(path).keep_evaluation(f"{subject}-masked", time_windows(path), "time_windows")
         test = open_test(path)
-        means, shown, least = test.averaged()
-        record = transductive(test.about, test.encode(means), test.gallery, shown, least)
+        means, shown, repetitions = test.averaged()
+        record = transductive(test.about, test.encode(means), test.gallery, shown, repetitions)
         RunFolder(path).keep_evaluation(subject, record, "transductive")
     table = "concept\tBottom-up Category\n" + "".join(f"{KINDS[i % 3]} {i}\t{KINDS[i % 3]}\n" for i in range(12))
     (folder / "categories.tsv").write_text(table)
