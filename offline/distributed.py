@@ -31,6 +31,13 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def leave() -> None:
+    """End what the processes do together, once all are here; each goes on alone."""
+    if several():
+        dist.barrier()  # none lets go while another still waits for it
+        dist.destroy_process_group()
+
+
 def is_first() -> bool:
     """Tell whether this is the process that writes."""
     return not several() or dist.get_rank() == 0

@@ -135,5 +135,4 @@ def _process(rank: int, n: int, kind: str, rendezvous: str, work: Callable[[str,
         said.close()
         said.join_thread()
         raise
-    dist.barrier()  # none lets go while another still waits for it
-    dist.destroy_process_group()
+    distributed.leave()

@@ -49,7 +49,9 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
     settings = NiceSettings(dropout=0.0, schedule=Schedule(n_epochs_train=2, batch_size=31, learning_rate=1e-3))
     targets = {"image": tmp_path / "store-targets"}
     experiment.fit(method("nice"), settings, [store], {"image": Targets(targets["image"])}, tmp_path / "alone", seed=2)
-    processes.fit(processes.Job("nice", settings, (store.path,), targets, tmp_path / "two", 2), 2, "cpu")
+    job, heard = shares.AloneAfterTraining("nice", settings, (store.path,), targets, tmp_path / "two", 2), []
+    processes.fit(job, 2, "cpu", lambda line, done=0, total=0: heard.append(line))
+    assert heard[-1] == "calibrates alone"
     histories = [
         [json.loads(line) for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
         for run in ("alone", "two")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from streamdec.errors import ConfigError
 from streamdec.types import Float32
 
-from .. import checkpoint
+from .. import checkpoint, distributed
 from ..checkpoint import RunFolder
 from ..fit import Schedule, load_weights, train, weights
 from ..generation import onnx_file
@@ -217,6 +217,7 @@ def network(
         if chosen.standardise and training.kind == "stimulus":
             learner.standardise(training)
         notes = train(learner, training, chosen.schedule, seed=seed, device=device, run=run, report=report)
+        distributed.leave()  # what follows is for one process, and may take longer than NCCL lets the others wait
         encoder = NetworkEncoder(learner, chosen, shapes)
         return Fitted(encoder, encoder, notes)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from offline import distributed
+from offline import distributed, experiment
 from offline.learner import Batch, Learner
 from offline.methods.atm import AtmLearner, AtmSettings
 from offline.methods.hvf import HvfLearner, HvfSettings
@@ -16,7 +17,9 @@ from offline.methods.network import Shapes
 from offline.methods.neuroalign import NeuroAlignLearner, NeuroAlignSettings
 from offline.methods.nice import NiceLearner, NiceSettings
 from offline.methods.ubp import UbpLearner, UbpSettings
+from offline.processes import Job
 from offline.progress import Report
+from streamdec.decode.manifest import Calibration
 
 # 7 rows and 5 items: neither is a multiple of the number of processes.
 PLACE = torch.tensor([0, 1, 2, 3, 4, 1, 0])
@@ -87,6 +90,22 @@ class Steps:
         for name in CASES:
             torch.save(step(name), self.folder / f"{name}-{torch.distributed.get_rank()}.pt")
             report(name)
+
+
+class AloneAfterTraining(Job):
+    """A fit that may not make the other process wait while the first one calibrates."""
+
+    def __call__(self, device: str, report: Report) -> None:
+        first, calibrate = distributed.is_first(), experiment._calibrate
+
+        def alone(*args: Any) -> Calibration:
+            assert first
+            assert not distributed.several()
+            report("calibrates alone")
+            return calibrate(*args)
+
+        experiment._calibrate = alone
+        super().__call__(device, report)
 
 
 def refuse(device: str, report: Report) -> None:
