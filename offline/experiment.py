@@ -136,26 +136,29 @@ def check_roles(method: Method, targets: Collection[str]) -> None:
 def samples(joined: Joined, features: dict[str, npt.NDArray[Any]], held: Sequence[Bool], average: bool) -> Training:
     """Make what a method is given: mean epochs of stimuli, or single epochs; classes are never averaged."""
     concept = np.unique([item.concept for item in joined.items], return_inverse=True)[1].astype(np.int64)
-    epochs: list[Float32] = []
+    alone = joined.kind == "class" or not average
+    groups = [[indices for indices in part.of_item() if len(indices)] for part in joined.parts]
+    rows = [
+        np.arange(len(part.epochs)) if alone else np.array([indices[0] for indices in shown])
+        for part, shown in zip(joined.parts, groups, strict=True)
+    ]
+    ends = np.cumsum([len(of_part) for of_part in rows])
+    epochs = np.empty((ends[-1], *joined.shape), np.float32)  # filled in place: many subjects may take half the memory
+    blocks = np.split(epochs, ends[:-1])
     item: list[Int64] = []
     subject: list[Int64] = []
     of_held: list[Bool] = []
     group: list[Int64] = []
-    for number, (part, place, of_part) in enumerate(zip(joined.parts, joined.places, held, strict=True)):
-        if joined.kind == "class" or not average:
-            rows = np.arange(len(part.epochs))
-            epochs.append(np.array(part.epochs))
-        else:
-            shown = [indices for indices in part.of_item() if len(indices)]
-            rows = np.array([indices[0] for indices in shown])
-            epochs.append(part.means(shown))
-        item.append(place[part.rows.item[rows]])
-        subject.append(np.full(len(rows), number, np.int64))
-        of_held.append(of_part[rows])
-        of_class = splits.stretches(len(rows)) + (int(group[-1].max()) + 1 if group else 0)
+    for number, (part, place) in enumerate(zip(joined.parts, joined.places, strict=True)):
+        of_part = rows[number]
+        blocks[number][:] = part.epochs if alone else part.means(groups[number])
+        item.append(place[part.rows.item[of_part]])
+        subject.append(np.full(len(of_part), number, np.int64))
+        of_held.append(held[number][of_part])
+        of_class = splits.stretches(len(of_part)) + (int(group[-1].max()) + 1 if group else 0)
         group.append(concept[item[-1]] if joined.kind == "stimulus" else of_class)
     return Training(
-        np.concatenate(epochs) if len(epochs) > 1 else epochs[0],
+        epochs,
         np.concatenate(item),
         np.concatenate(subject),
         features,

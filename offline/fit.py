@@ -204,10 +204,8 @@ class _Data:
         if device.startswith("cuda"):
             free, _ = torch.cuda.mem_get_info(device)
             if sum(array.nbytes for array in arrays) < _RESIDENT * free:
-                self._epochs = torch.from_numpy(np.array(training.epochs)).to(device)
-                self._targets = {
-                    role: torch.from_numpy(np.array(array)).to(device) for role, array in training.targets.items()
-                }
+                self._epochs = torch.from_numpy(training.epochs).to(device)
+                self._targets = {role: torch.from_numpy(array).to(device) for role, array in training.targets.items()}
 
     def batch(self, rows: _Rows) -> Batch:
         items, place = np.unique(self.training.item[rows], return_inverse=True)
