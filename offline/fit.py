@@ -136,10 +136,13 @@ def train(
                 rate = schedule.rate(state.passes * len(batches) + i, n_steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate * group["factor"]
+                fits = True
                 try:
                     losses.append(_step(learner, data.batch(rows), optimiser, scaler, schedule))
-                except torch.OutOfMemoryError as error:
-                    raise _too_large(learner, data, rows, scaler, schedule) from error
+                except torch.OutOfMemoryError:
+                    fits = False
+                if not fits:  # outside of the handler: its traceback holds the tensors of the step that failed
+                    raise _too_large(learner, data, rows, scaler, schedule)
                 if schedule.average is not None:
                     _blend(average, learner, schedule.average)
             newest = _copy(learner) if average else {}
@@ -277,22 +280,27 @@ def _too_large(
     for size in (len(rows) // 2**i for i in range(1, 12)):
         if size < 2:
             break
-        learner.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        try:
-            with _precision(data.device.partition(":")[0], schedule):
-                loss: Tensor = learner(data.batch(rows[:size]))
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        except torch.OutOfMemoryError:
-            continue
-        fits = size
-        break
+        if _fits(learner, data, rows[:size], scaler, schedule):
+            fits = size
+            break
     return DataError(
         f"memory of {data.device}",
         got=f"too little for a batch of {len(rows)}",
         allowed=f"about {fits}" if fits else "not even 2",
         do=f"set schedule.batch_size to {fits} or less" if fits else "use another device",
     )
+
+
+def _fits(learner: Learner, data: _Data, rows: _Rows, scaler: torch.amp.GradScaler, schedule: Schedule) -> bool:
+    learner.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    try:
+        with _precision(data.device.partition(":")[0], schedule):
+            loss: Tensor = learner(data.batch(rows))
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _exhausted(state: _State, schedule: Schedule) -> bool:

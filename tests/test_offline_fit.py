@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import weakref
 
 import numpy as np
 import pytest
@@ -176,15 +177,34 @@ def test_clipping_bounds_the_gradient(samples, tmp_path) -> None:
 
 
 def test_batch_that_does_not_fit_names_one_that_does(samples, tmp_path) -> None:
+    """Found with the memory free that the batches before it took, forward and backward."""
+    taken: list[weakref.ref] = []
+    still: list[int] = []
+
     class Large(Line):
         def loss(self, batch: Batch) -> torch.Tensor:
-            if len(batch.epochs) > 4:
+            still.append(sum(one() is not None for one in taken))
+            n, loss = len(batch.epochs), super().loss(batch)
+            held = torch.zeros(n)
+            taken.append(weakref.ref(held))
+            if n > 8:
                 raise torch.OutOfMemoryError
-            return super().loss(batch)
+            return loss if n == 4 else Refused.apply(loss, held)
+
+    class Refused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss, held):
+            ctx.held = held
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise torch.OutOfMemoryError
 
     settings = fit.Schedule(n_epochs_train=1, batch_size=16)
     with pytest.raises(DataError, match=r"batch of 16; allowed: about 4; set schedule.batch_size to 4"):
         fit.train(Large(), samples, settings, seed=0, device="cpu", run=RunFolder(tmp_path), report=lambda *_: None)
+    assert still == [0, 0, 0]
 
 
 def test_curves(samples, tmp_path) -> None:
