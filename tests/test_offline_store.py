@@ -113,7 +113,11 @@ def test_hold_out(tmp_path) -> None:
     assert len(set(images[splits.choose(items, "image", 0.1, 7)])) == 6
     (held,) = joined.hold_out("concept", 0.1, 7)
     assert np.array_equal(held, by_concept[joined.parts[0].rows.item])
-    assert np.array_equal(joined.hold_out("time", 0.25, 7)[0], np.arange(240) >= 180)
+    with pytest.raises(ConfigError, match=r"validation.by; got time; allowed: concept or image"):
+        joined.hold_out("time", 0.25, 7)
+    classes = join([tiny_store.make(tmp_path / "class", kind="class")])
+    for by in ("time", "concept"):
+        assert np.array_equal(classes.hold_out(by, 0.2, 7)[0], np.arange(90) >= 72)
     for share in (0.0, 1.0, -1.0):
         with pytest.raises(ConfigError, match="held out"):
             splits.choose(items, "concept", share, 0)

@@ -31,9 +31,19 @@ class Joined(msgspec.Struct, frozen=True, eq=False):
     shape: tuple[int, int]
 
     def hold_out(self, by: HoldOut, share: float, seed: int) -> tuple[Bool, ...]:
-        """Choose the epochs of each part to validate on: the same concepts or images in all; classes always by time."""
-        if by == "time" or self.kind == "class":
+        """Choose the epochs of each part to validate on: the same concepts or images in all; classes always by time.
+
+        Raises
+        ------
+        ConfigError
+            Stimuli by time: what comes last are further repetitions of what is trained on.
+        DataError
+            It is all, or none, of a subject's epochs.
+        """
+        if self.kind == "class":
             return tuple(splits.last(len(part.rows.item), share) for part in self.parts)
+        if by == "time":
+            raise ConfigError("validation.by", got="time", allowed="concept or image: the items are stimuli")
         chosen = splits.choose(self.items, by, share, seed)
         held = tuple(chosen[place][part.rows.item] for part, place in zip(self.parts, self.places, strict=True))
         for subject, of_part in zip(self.subjects, held, strict=True):

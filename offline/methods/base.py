@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is held out of the training part: ``by`` concept, image or time (classes: always time), ``share`` of it."""
+    """What is held out of the training part: ``by`` concept or image (classes: always time), ``share`` of it."""
 
     by: HoldOut = "concept"
     share: float = 0.05
