@@ -51,6 +51,8 @@ def test_table_can_be_run(name: str) -> None:
         protocols = [protocol for row in of.methods.values() for protocol in row.protocols or of.protocols]
         folds = sum(1 if protocol == "joint" else len(of.subjects) for protocol in protocols)
         assert len(cells) == 3 * folds
+        for cell in cells:  # as every table says
+            assert cell.settings["validation"] == {"by": "concept", "share": 0.05}
         for spec in "+".join(of.targets.values()).split("+"):
             assert re.split("[:@]", spec)[0] in KINDS
     for spec in table.simulated.targets.values():
