@@ -53,6 +53,9 @@ def test_table_can_be_run(name: str) -> None:
         assert len(cells) == 3 * folds
         for cell in cells:  # as every table says
             assert cell.settings["validation"] == {"by": "concept", "share": 0.05}
+        # Nothing is prepared or computed that no row reads.
+        assert {Path(path).parent.name for cell in cells for path in cell.train + cell.test} == set(of.channels)
+        assert {Path(path).name for cell in cells for path in cell.targets.values()} == set(of.targets)
         for spec in "+".join(of.targets.values()).split("+"):
             assert re.split("[:@]", spec)[0] in KINDS
     for spec in table.simulated.targets.values():
