@@ -31,10 +31,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class RunMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a run is: the same of everything here gives the same encoder.
+    """What a run is: the same of everything here gives the same encoder on a processor, and nearly the same on a GPU.
 
     ``prepared`` a folder per subject and ``targets`` one per role, with ``data`` and ``features`` their fingerprints;
-    ``subjects`` as the stores name them, () in runs of before; ``versions`` of Python and the packages that compute.
+    ``subjects`` as the stores name them, () in runs of before; ``versions`` of Python and the packages that compute;
+    ``device`` it was started on, a GPU by its model, and ``processes`` that trained it together.
     """
 
     method: str
@@ -47,6 +48,8 @@ class RunMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     commit: str
     versions: dict[str, str]
     subjects: tuple[str, ...] = ()
+    device: str = ""
+    processes: int = 1
 
 
 class FittedMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -38,6 +38,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def count() -> int:
+    """Count the processes of this run."""
+    return dist.get_world_size() if several() else 1
+
+
 def is_first() -> bool:
     """Tell whether this is the process that writes."""
     return not several() or dist.get_rank() == 0

@@ -43,6 +43,7 @@ def fit(
     device: str = "cpu",
     report: Report = silent,
     writes: bool = True,
+    processes: int = 1,
 ) -> RunFolder:
     """Fit a method on the training parts of one or several subjects, calibrate its probabilities, and keep both.
 
@@ -61,6 +62,8 @@ def fit(
         Run folder.
     writes : bool
         False in the further processes of one run (:mod:`.processes`): they train along, and keep nothing.
+    processes : int
+        How many make the run.
 
     Raises
     ------
@@ -72,12 +75,11 @@ def fit(
     check_roles(method, targets)
     if seed < 0:
         raise ConfigError("seed", got=seed, allowed="0 or more")
-    if device != "cpu":
-        check_device(device)
+    on = device if device == "cpu" else check_device(device)
     joined = join(stores)
     run = RunFolder(out)
     if writes:
-        run.start(describe(method, settings, stores, targets, seed))
+        run.start(describe(method, settings, stores, targets, seed, on, processes))
     if (out / "fitted.json").exists():
         report("already fitted")
         return run
@@ -98,6 +100,8 @@ def describe(
     stores: Sequence[Prepared],
     targets: Mapping[str, Targets],
     seed: int,
+    device: str = "",
+    processes: int = 1,
 ) -> RunMeta:
     """Say what a run is that is fitted to these."""
     return RunMeta(
@@ -111,6 +115,8 @@ def describe(
         commit=commit(),
         versions=versions(),
         subjects=tuple(store.meta.subject for store in stores),
+        device=device,
+        processes=processes,
     )
 
 

@@ -84,8 +84,10 @@ def train(
 ) -> dict[str, Any]:
     """Train in place; the learner ends with the weights the schedule keeps.
 
-    The state after each finished pass is in the run folder: a run that was killed goes on there and ends with the same
-    weights on the same machine. Curves are in its ``history.jsonl`` and, for TensorBoard, in ``tensorboard/``.
+    The state after each finished pass is in the run folder: a run that was killed goes on there. On the processor of
+    one machine it ends with the same weights; on a GPU with nearly the same: convolutions are computed without TF32 and
+    always alike, but some gradients are sums whose order is not fixed. Curves are in ``history.jsonl`` and, for
+    TensorBoard, in ``tensorboard/``.
 
     Parameters
     ----------
@@ -124,7 +126,8 @@ def train(
         report(f"going on after pass {state.passes}")
     n_steps = schedule.n_epochs_train * len(_batches(kept, schedule.batch_size))
     top1 = state.top1
-    with checkpoint.writing(run.path), _board(run, state.passes) as board, distributed.shared_out(learner):
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with checkpoint.writing(run.path), exact, _board(run, state.passes) as board, distributed.shared_out(learner):
         while state.passes < schedule.n_epochs_train and not _exhausted(state, schedule):
             # One seed per pass: the state of no random generator has to be kept.
             order = np.random.default_rng([seed, state.passes]).permutation(kept)

@@ -53,6 +53,7 @@ class Job:
             device=device,
             report=report,
             writes=distributed.is_first(),
+            processes=distributed.count(),
         )
 
 

@@ -12,6 +12,7 @@ import tiny_store
 import torch
 
 from offline import experiment, processes
+from offline.checkpoint import RunFolder, RunMeta
 from offline.fit import Schedule
 from offline.methods.nice import NiceSettings
 from offline.methods.registry import method
@@ -52,6 +53,8 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
     job, heard = shares.AloneAfterTraining("nice", settings, (store.path,), targets, tmp_path / "two", 2), []
     processes.fit(job, 2, "cpu", lambda line, done=0, total=0: heard.append(line))
     assert heard[-1] == "calibrates alone"
+    started = [RunFolder(tmp_path / run).read("run.json", RunMeta) for run in ("alone", "two")]
+    assert [(meta.device, meta.processes) for meta in started] == [("cpu", 1), ("cpu", 2)]
     histories = [
         [json.loads(line) for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
         for run in ("alone", "two")

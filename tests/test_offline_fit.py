@@ -17,6 +17,8 @@ from offline.checkpoint import RunFolder
 from offline.data.store import Item
 from offline.learner import Batch, Learner
 from offline.methods.base import Training
+from offline.progress import silent
+from offline.targets import frozen
 from streamdec.errors import ConfigError, DataError
 
 
@@ -205,6 +207,28 @@ def test_batch_that_does_not_fit_names_one_that_does(samples, tmp_path) -> None:
     with pytest.raises(DataError, match=r"batch of 16; allowed: about 4; set schedule.batch_size to 4"):
         fit.train(Large(), samples, settings, seed=0, device="cpu", run=RunFolder(tmp_path), report=lambda *_: None)
     assert still == [0, 0, 0]
+
+
+def test_gpus_are_asked_for_the_same_convolutions_each_time(samples, tmp_path) -> None:
+    """Of targets and of training; and what others have set is as before."""
+    seen: list[tuple[bool, bool]] = []
+
+    def look() -> tuple[bool, bool]:
+        return torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+
+    class Looking(Line):
+        def loss(self, batch: Batch) -> torch.Tensor:
+            seen.append(look())
+            return super().loss(batch)
+
+    before = look()
+    fit.train(
+        Looking(), samples, fit.Schedule(n_epochs_train=1), seed=0, device="cpu", run=RunFolder(tmp_path), report=silent
+    )
+    frozen.run(lambda n: seen.append(look()) or torch.zeros(n), 2, "cpu")
+    assert set(seen) == {(True, False)}
+    assert len(seen) == 3  # a step, a validation, a batch of targets
+    assert look() == before
 
 
 def test_curves(samples, tmp_path) -> None:

@@ -35,7 +35,9 @@ def run(call: Callable[[int], torch.Tensor], n: int, device: str) -> torch.Tenso
     """
     import torch
 
-    with torch.inference_mode():
+    # The same numbers each time: no TF32 in convolutions, and none of the algorithms that differ from run to run.
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), exact:
         try:
             return call(n).cpu()
         except torch.OutOfMemoryError as error:
@@ -52,8 +54,8 @@ def run(call: Callable[[int], torch.Tensor], n: int, device: str) -> torch.Tenso
     )
 
 
-def check_device(device: str) -> None:
-    """Look whether torch can use a device.
+def check_device(device: str) -> str:
+    """Look whether torch can use a device, and tell the model of a GPU, or the name as it was given.
 
     Raises
     ------
@@ -67,6 +69,7 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         first = str(error).partition("\n")[0]
         raise ConfigError(f"device {device}", got=first, allowed="cpu, or what torch finds here") from error
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def missing(package: str, extra: str) -> ConfigError:
