@@ -151,7 +151,8 @@ def _prepare_recording(args: argparse.Namespace, out: Console, err: Console) -> 
     if args.test:
         parts["test"] = args.test
     tell(err, f"playing {args.recording}")
-    source = RecordingSource(args.recording, args.table, settings, parts)
+    beside = next(folder for folder in args.out.absolute().parents if folder.is_dir())  # where there must be room
+    source = RecordingSource(args.recording, args.table, settings, parts, beside)
     _prepare(source, settings.recipe.whitener, args, out, err)
 
 

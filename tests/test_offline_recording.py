@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -91,6 +92,33 @@ def test_epochs_are_the_chains_of_the_filtered_samples(tmp_path, recorded) -> No
         assert stored.rows.item.tolist() == [["cat", "dog"].index(t) for _, t in shown]
         expected = np.stack([chain(filtered[:, o - 10 : o + 41]) for o, _ in shown])
         assert np.array_equal(stored.epochs, expected)
+
+
+def test_epochs_are_not_in_memory(tmp_path) -> None:
+    """At RSVP's rate they overlap, and all together are many times the recording."""
+    rng = np.random.default_rng(0)
+    onsets = np.arange(100, 5400, 10)
+    data = rng.standard_normal((8, 6000)).astype(np.float32)
+    path = write_xdf(tmp_path / "run.xdf", data, 100.0, list("ABCDEFGH"), onsets, ["cat"] * len(onsets))
+    labels = table(tmp_path / "table.tsv", "marker\tlabel\ncat\tanimal\n")
+    tracemalloc.start()
+    try:
+        source = RecordingSource(path, labels, RecordingSettings(Recipe(0.0, 5.0)), {"train": (0.0, 1.0)}, tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    (run,) = source.runs()
+    assert len(run.item) == len(onsets)
+    assert peak < 0.5 * run.cut(np.arange(len(onsets))).nbytes
+    assert np.array_equal(run.cut(np.array([7, 3]))[1], data[:, onsets[3] : onsets[3] + 501])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.xdf", "table.tsv"]
+
+
+def test_no_room_for_the_epochs_is_said(tmp_path, recorded) -> None:
+    labels = table(tmp_path / "t.tsv", "marker\tlabel\ncat\tx\n")
+    settings = RecordingSettings(Recipe(0.0, 0.4))
+    with pytest.raises(DataError, match=r"nowhere cannot be written"):
+        RecordingSource(recorded[0], labels, settings, {"train": (0.0, 1.0)}, tmp_path / "nowhere")
 
 
 def test_table_of_images(tmp_path) -> None:

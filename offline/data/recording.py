@@ -6,6 +6,7 @@ that it lacks are left out.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,11 @@ from streamdec.acquire.query import StreamQuery
 from streamdec.acquire.recording import read
 from streamdec.acquire.replay import ReplayInlet, select
 from streamdec.errors import ConfigError, DataError
-from streamdec.intake import IntakeSettings, cut
+from streamdec.intake import IntakeSettings, cutting
 from streamdec.present.table import read_table as read_rows
 from streamdec.types import Epoch, Float32, Float64
 
+from ..checkpoint import writing
 from .prepare import Recipe, Run
 from .store import Int64, Item, PartName
 
@@ -84,12 +86,27 @@ class RecordingSource:
     parts : dict of str to (float, float)
         Stretch of the recording that each part takes, as fractions of its duration: an epoch belongs where its onset
         lies.
+    scratch : Path, optional
+        Folder for the epochs, in a file without a name that is gone with the source: at the stream's rate an hour of
+        RSVP has more than fits into memory. By default the system's for such files.
+
+    Raises
+    ------
+    ConfigError
+        A part is no stretch of the recording, or the settings do not fit the streams.
+    DataError
+        There is no epoch of a marker in the table, or no room for the epochs.
     """
 
     dataset, offline_only = "recording", ""
 
     def __init__(
-        self, path: Path, table: Path, settings: RecordingSettings, parts: dict[PartName, tuple[float, float]]
+        self,
+        path: Path,
+        table: Path,
+        settings: RecordingSettings,
+        parts: dict[PartName, tuple[float, float]],
+        scratch: Path | None = None,
     ) -> None:
         for part, (start, stop) in parts.items():
             if not 0 <= start < stop <= 1:
@@ -108,7 +125,7 @@ class RecordingSource:
             if kind.lower() in ("", "eeg") and name != trigger
         )
         self.signal = settings.recipe.signal(tuple(names), eeg.sfreq)
-        self._runs = self._play(stream.times)
+        self._runs = self._play(stream.times, scratch or Path(tempfile.gettempdir()))
         self.items = {run.part: self._table.items for run in self._runs}
 
     @property
@@ -120,34 +137,44 @@ class RecordingSource:
         """One run per part."""
         return iter(self._runs)
 
-    def _play(self, times: Float64) -> list[Run]:
+    def _play(self, times: Float64, scratch: Path) -> list[Run]:
         """Cut all epochs, and deal them out to the parts by their onsets; ``times`` (n,) LSL clock of the samples."""
         settings = self._settings
         trigger = settings.intake.trigger is not None
         inlet = ReplayInlet(self._recording, settings.eeg, settings.markers, trigger=trigger)
-        epochs, _ = cut(inlet, self.signal, settings.intake)
-        known = [(epoch, self._item(epoch)) for epoch in epochs]
-        shown = [(epoch, item) for epoch, item in known if item is not None]
-        if not shown:
-            texts = ", ".join(sorted({repr(epoch.onset.text) for epoch in epochs})[:5])
-            raise DataError(
-                f"epochs of {self._recording.path}",
-                got=f"{len(epochs)}, none of a marker in the table" + (f" (markers {texts}, ...)" if texts else ""),
-                allowed=", ".join(list(self._table.index)[:5]) + ", ...",
-                do="check table, intake.markers and window",
-            )
-        duration = times[-1] - times[0]
+        onsets: list[tuple[int, int, float]] = []  # item, sample, time
+        others: list[str] = []
+        with writing(scratch), tempfile.TemporaryFile(dir=scratch) as file:
+            for epoch in cutting(inlet, self.signal, settings.intake):
+                if not isinstance(epoch, Epoch):
+                    continue
+                item = self._item(epoch)
+                if item is None:
+                    others.append(repr(epoch.onset.text))
+                    continue
+                file.write(np.ascontiguousarray(epoch.data).data)
+                onsets.append((item, epoch.onset_sample, epoch.onset.time))
+                shape = epoch.data.shape
+            if not onsets:
+                texts = ", ".join(sorted(set(others))[:5])
+                raise DataError(
+                    f"epochs of {self._recording.path}",
+                    got=f"{len(others)}, none of a marker in the table" + (f" (markers {texts}, ...)" if texts else ""),
+                    allowed=", ".join(list(self._table.index)[:5]) + ", ...",
+                    do="check table, intake.markers and window",
+                )
+            file.flush()
+            data = np.memmap(file, np.float32, "r", shape=(len(onsets), *shape))
+        items, samples = (np.array(column, np.int64) for column in list(zip(*onsets, strict=True))[:2])
+        at = (np.array([time for _, _, time in onsets]) - times[0]) / (times[-1] - times[0])
         found = []
         for part, (start, stop) in self._parts.items():
-            inside = [(e, i) for e, i in shown if start <= (e.onset.time - times[0]) / duration < stop]
-            data = [e.data for e, _ in inside]
+            inside = np.flatnonzero((start <= at) & (at < stop))
 
-            def block_of(index: Int64, data: list[Float32] = data) -> Float32:
-                return np.stack([data[i] for i in index])
+            def block_of(index: Int64, inside: Int64 = inside) -> Float32:
+                return data[inside[index]]
 
-            item = np.array([i for _, i in inside], np.int64)
-            position = np.array([e.onset_sample for e, _ in inside], np.int64)
-            found.append(Run(part, 0, item, position, block_of))
+            found.append(Run(part, 0, items[inside], samples[inside], block_of))
         return found
 
     def _item(self, epoch: Epoch) -> int | None:
