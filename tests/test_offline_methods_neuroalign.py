@@ -129,6 +129,28 @@ def test_validation_compares_passes_by_one_loss_and_changes_nothing() -> None:
         assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
 
+def test_without_text_eeg_to_image_is_the_one_loss() -> None:
+    """The ablation of table 5; whatever weighs several losses has nothing to weigh."""
+    torch.manual_seed(1)
+    shapes = Shapes(
+        epochs=(N_CHANS, N_TIMES), targets={"image": (N_IMAGE,)}, subjects=("one",), n_concepts=N, kind="stimulus"
+    )
+    made = NeuroAlignLearner(NeuroAlignSettings(n_dims=8), shapes).double()
+    without_dropout(made)
+    given = batch()
+    del given.targets["text"]
+    for mode in (True, False):
+        made.train(mode)
+        with torch.no_grad():
+            eeg, image = made.head(made.encoder(given.epochs)), made.image_head(given.targets["image"])
+            assert float(made.loss(given)) == pytest.approx(float(info_nce(eeg, image[given.place])), rel=1e-6)
+    made.train().loss(given).backward()
+    grouped = {id(p) for group in made.groups() for p in group.parameters}
+    assert grouped == {id(p) for p in made.parameters()}
+    assert all(p.grad is not None for p in made.parameters())
+    assert made.notes() == {"weight_image": 1.0}
+
+
 def test_masked_diagonal_compares_what_does_not_match() -> None:
     plain, masked = learner(adjustment="fixed"), learner(adjustment="fixed", diagonal="masked")
     with torch.no_grad():

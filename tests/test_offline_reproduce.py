@@ -80,6 +80,15 @@ def test_rows_differ_as_they_say() -> None:
     }
 
 
+def test_the_row_without_text_lacks_nothing_but_text() -> None:
+    cells = sweep.cells(reproduce.grid(reproduce.table("neuroalign-table5"), Path(), Resources()))
+    rows = {cell.name.partition("/")[0]: cell for cell in cells}
+    assert len(rows) == 11
+    for name, cell in rows.items():
+        assert cell.settings == rows["none"].settings
+        assert set(cell.targets) - set(rows["none"].targets) == (set() if name == "none" else {"text"})
+
+
 def test_simulated_table_changes_schedules_and_targets_alone() -> None:
     table = reproduce.table("hvf-table1")
     made = reproduce.simulated(table)

@@ -3,7 +3,8 @@
 No code is public; read from the paper's equations and Algorithm 1. Where those disagree the docstrings say what is
 done. The visual saliency encoding (VSE) learns nothing: it is in the role "image" as features of weighted images,
 ``streamdec-train features STORE open_clip:MODEL/WEIGHTS@vse FOLDER``; without VSE, give features of the plain ones.
-Captions are needed in training alone.
+Captions are needed in training alone; without features in the role "text" EEG to image is the one loss, which is the
+paper's row without a text prior.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _IMAGE_DECAY = 5.0  # the table's 0.005 for images, over 0.001 for EEG
 class NeuroAlignSettings(NetworkSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """As published; ``validation`` holds out concepts where the paper holds out 740 random images.
 
-    ``n_dims`` of the shared space; ``dropout`` in the three heads. ``guidance`` the semantic guidance loss (SGA), and
-    ``diagonal`` how it treats matching pairs. ``adjustment`` weights of the losses: "paper" (DLA as written),
-    "normalised" (its gradient norms divided by their sum first: as written, most steps train one loss alone), "fixed"
-    (without DLA); ``adjustment_temperature`` its T. The logit scale starts at 1 / 0.07 and is learned; the paper gives
-    no value.
+    ``n_dims`` of the shared space; ``dropout`` in the heads. Where there are texts: ``guidance`` the semantic guidance
+    loss (SGA), and ``diagonal`` how it treats matching pairs; ``adjustment`` weights of the losses, "paper" (DLA as
+    written), "normalised" (its gradient norms divided by their sum first: as written, most steps train one loss alone),
+    "fixed" (without DLA); ``adjustment_temperature`` its T. The logit scale starts at 1 / 0.07 and is learned; the
+    paper gives no value.
     """
 
     n_dims: int = 256
@@ -66,9 +67,10 @@ class NeuroAlignLearner(Learner):
         self.encoder = TSConv(*shapes.epochs)
         self.head = ResProj(self.encoder.n_features, self.dim, settings.dropout)
         self.image_head = ResProj(shapes.targets["image"][0], self.dim, settings.dropout)
-        self.text_head = ResProj(shapes.targets["text"][0], self.dim, settings.dropout)
+        text = shapes.targets.get("text")
+        self.text_head = ResProj(text[0], self.dim, settings.dropout) if text else None
         self.logit_scale = LogitScale()
-        n_losses = 3 if settings.guidance else 2
+        n_losses = 1 if self.text_head is None else 3 if settings.guidance else 2
         self.adjustment = DynamicLossAdjustment(n_losses, settings.adjustment, settings.adjustment_temperature)
 
     def encode(self, epochs: Tensor, subject: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class NeuroAlignLearner(Learner):
         eeg, image = self.encode(batch.epochs, batch.subject), self.embed(batch.targets)
         shown = image[batch.place]
         to_image = symmetric_info_nce(eeg, shown, scale, item=batch.item)
-        if not self.training:
+        if self.text_head is None or not self.training:
             return to_image
         text = self.text_head(batch.targets["text"])
         losses = [to_image, symmetric_info_nce(image, text, scale)]
@@ -107,7 +109,7 @@ class NeuroAlignLearner(Learner):
         """EEG side, and image and text side with five times the decay."""
         sides = (
             ([self.encoder, self.head], 1.0),
-            ([self.image_head, self.text_head], _IMAGE_DECAY),
+            ([head for head in (self.image_head, self.text_head) if head is not None], _IMAGE_DECAY),
         )
         found = [Group([parameter], weight_decay=0.0) for parameter in self.logit_scale.parameters()]
         for modules, decay in sides:
@@ -134,5 +136,6 @@ NEUROALIGN = network(
     "language, under double-blind review",
     NeuroAlignSettings,
     NeuroAlignLearner,
-    roles=("image", "text"),
+    roles=("image",),
+    optional=("text",),
 )
