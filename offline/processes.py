@@ -100,22 +100,26 @@ def launch(n: int, kind: str, work: Callable[[str, Report], object], report: Rep
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = f"file://{Path(folder) / 'rendezvous'}"
         processes = mp.spawn(_process, (n, kind, rendezvous, work, said), n, join=False)  # type: ignore[attr-defined, no-untyped-call]
+        told: list[StreamdecError] = []
         try:
+            # An error that is told waits for the process to die of it: join ends the others then, which wait for it.
             while not processes.join(timeout=_POLL):
-                _hear(said, report)
+                _hear(said, report, told)
         except Exception as error:
-            _hear(said, report)
+            _hear(said, report, told)
+            if told:
+                raise told[0] from None
             raise DataError("a process died", got=str(error).strip().splitlines()[-1]) from error
-        _hear(said, report)
+        _hear(said, report, told)
 
 
-def _hear(said: Any, report: Report) -> None:
+def _hear(said: Any, report: Report, told: list[StreamdecError]) -> None:
     while not said.empty():
         kind, *rest = said.get()
         if kind == "report":
             report(*rest)
         else:
-            raise cast(type[StreamdecError], getattr(errors, kind))(*rest)
+            told.append(cast(type[StreamdecError], getattr(errors, kind))(*rest))
 
 
 def _process(rank: int, n: int, kind: str, rendezvous: str, work: Callable[[str, Report], object], said: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +75,25 @@ def test_a_run_of_two_processes_is_the_run_of_one(tmp_path) -> None:
 def test_an_error_of_a_process_is_the_users(tmp_path) -> None:
     with pytest.raises(DataError, match=r"^this work; got no data$"):
         processes.launch(2, "cpu", shares.refuse)
+
+
+def test_an_error_that_is_heard_first_ends_every_process(tmp_path, monkeypatch) -> None:
+    """And is told as it is: none is left that waits for the one that died."""
+    hear, heard = processes._hear, tmp_path / "heard"
+
+    def told(said: Any, *rest: Any) -> None:
+        news = not said.empty()
+        try:
+            hear(said, *rest)
+        finally:
+            if news:
+                heard.touch()
+
+    monkeypatch.setattr(processes, "_hear", told)
+    with pytest.raises(DataError, match=r"^this work; got no data$"):
+        processes.launch(2, "cpu", shares.Slow(heard))
+    assert heard.exists()
+    assert not multiprocessing.active_children()
 
 
 def test_what_cannot_be_shared_out(tmp_path) -> None:
