@@ -147,19 +147,6 @@ class Mused(nn.Module):
         y: Tensor = self.head(torch.cat([high, low], dim=1))
         return y
 
-    def add_subject(self) -> int:
-        """Make room for a new subject: tokens at the mean of the others; all that was trained so far is frozen.
-
-        Returns
-        -------
-        int
-            Number of the subject.
-        """
-        tokens = torch.stack(list(self.tokens)).mean(0).detach()
-        self.requires_grad_(False)
-        self.tokens.append(nn.Parameter(tokens))
-        return len(self.tokens) - 1
-
     def folded(self, subject: int = -1) -> nn.Module:
         """Make the network of one subject for inference: (B, C, T) -> (B, E)."""
         return _OneSubject(self, subject).eval()

@@ -117,31 +117,6 @@ def test_subjects_differ_by_their_tokens_alone() -> None:
     torch.testing.assert_close(net(x, torch.tensor([1, 2, 0, -1]))[0], high[[0, 0, 0, 0]], rtol=1e-5, atol=1e-6)
 
 
-def test_a_new_subject_trains_its_tokens_and_nothing_else() -> None:
-    net = tiny()
-    trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    before = net.eval()(epochs(), subjects())
-    mean = net(epochs(), torch.full((6,), -1))
-    number = net.add_subject()
-    assert number == 3
-    for ours, expected in zip(net(epochs(), torch.full((6,), number)), mean, strict=True):
-        torch.testing.assert_close(ours, expected)
-    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    assert [parameter.numel() for parameter in learning] == [2 * 8]
-    optimiser = torch.optim.AdamW(learning, lr=0.1)
-    net.train()
-    net.embed(*net(epochs(), torch.full((6,), number))).square().sum().backward()
-    optimiser.step()
-    state = net.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
-    assert not torch.equal(state["tokens.3"], state["tokens.0"])
-    for ours, expected in zip(net.eval()(epochs(), subjects()), before, strict=True):
-        assert torch.equal(ours, expected)
-    again = tiny()
-    again.add_subject()
-    again.load_state_dict(state)
-
-
 def test_gradients_reach_every_parameter() -> None:
     net = tiny()
     high, low = net(epochs(), subjects())

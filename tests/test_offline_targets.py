@@ -18,7 +18,7 @@ from offline.targets import registry
 from offline.targets.blur import KERNELS
 from offline.targets.images import Images
 from offline.targets.registry import encoder
-from offline.targets.store import Targets, compute, unit
+from offline.targets.store import Targets, compute
 from streamdec.errors import ConfigError, DataError
 from streamdec.simulate import features
 
@@ -116,18 +116,6 @@ def test_a_file_with_nan_is_refused_on_reading(tmp_path) -> None:
     assert len(Targets(tmp_path).of(ITEMS[:7])) == 7
     with pytest.raises(DataError, match="got NaN or infinity; compute them again"):
         Targets(tmp_path).of(ITEMS[:12])
-
-
-def test_normalised_on_reading(tmp_path) -> None:
-    rows = np.random.default_rng(0).standard_normal((12, 2, 3)).astype(np.float16)
-    rows[3] = 0
-    compute(Made(rows), ITEMS[:12], Path(), tmp_path)
-    found = Targets(tmp_path).of(ITEMS[:12], normalised=True)
-    assert found.dtype == np.float32
-    for row, raw in zip(found.reshape(-1, 3), rows.reshape(-1, 3).astype(np.float64), strict=True):
-        np.testing.assert_allclose(row, raw / max(sum(raw**2) ** 0.5, 1e-30), atol=1e-6)
-    assert not found[3].any()
-    np.testing.assert_array_equal(unit(found)[:3], unit(unit(found))[:3])
 
 
 def test_what_cannot_be_kept(tmp_path) -> None:

@@ -1,14 +1,13 @@
 """Losses between EEG and target embeddings, as the methods' papers have them; a method's file puts its own together.
 
-What cosines are multiplied by is a :class:`LogitScale`. Over several processes, every embedding and every id goes
-through :func:`gathered` first.
+What cosines are multiplied by is a :class:`LogitScale`. A loss takes the whole batch, of several processes too: it is
+:mod:`offline.distributed` that brings the rows of all together.
 """
 
 from .adaptive import BLUR_LEVELS, Adjustment, BlurChoice, DynamicLossAdjustment
 from .combined import (
     atm_reconstruction,
     atm_retrieval,
-    clip_mused,
     orthogonality,
     representational_similarity,
     thought2text,
@@ -34,7 +33,6 @@ __all__ = [
     "ScaleKind",
     "atm_reconstruction",
     "atm_retrieval",
-    "clip_mused",
     "gathered",
     "orthogonality",
     "paired_logits",

@@ -1,4 +1,4 @@
-"""Losses of more than one kind of term: ATM, CLIP-MUSED, Thought2Text.
+"""Losses of more than one kind of term, ATM's and Thought2Text's, and the terms of CLIP-MUSED's own.
 
 Shapes: B batch, D embedding, L labels.
 """
@@ -58,42 +58,6 @@ def orthogonality(high: Tensor, low: Tensor) -> Tensor:
     """Frobenius norm of ``high @ low.T`` (CLIP-MUSED): both tokens of an epoch should say different things. -> ()."""
     norm: Tensor = torch.linalg.matrix_norm(inner_products(high, low))
     return norm
-
-
-def clip_mused(
-    logits: Tensor,
-    labels: Tensor,
-    high: Tensor,
-    low: Tensor,
-    clip_high: Tensor,
-    clip_low: Tensor,
-    *,
-    weights: tuple[float, float, float] = (1e-3, 1e-3, 1e-1),
-) -> Tensor:
-    """Loss of CLIP-MUSED: multi-label cross-entropy, orthogonality, RSA of high and of low tokens.
-
-    Parameters
-    ----------
-    logits, labels : Tensors of shape (B, L)
-        Labels 0 or 1.
-    high, low : Tensors of shape (B, D)
-        The two tokens as the transformer leaves them.
-    clip_high, clip_low : Tensors of shape (B, D') and (B, D'')
-        Features of the last and the first CLIP layer.
-    weights : tuple of 3 floats
-        Of orthogonality, RSA high and RSA low, as in the published code (CLIP-MUSED/CLIP-MUSED @99d153d).
-
-    Returns
-    -------
-    Tensor of shape ()
-    """
-    across, of_high, of_low = weights
-    return (
-        nnf.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        + across * orthogonality(high, low)
-        + of_high * representational_similarity(high, clip_high)
-        + of_low * representational_similarity(low, clip_low)
-    )
 
 
 def thought2text(embeddings: Tensor, targets: Tensor, logits: Tensor, label: Tensor) -> Tensor:

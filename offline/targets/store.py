@@ -1,8 +1,7 @@
 """Target features on disk: computed once for a set of stimuli, used by any subject and method.
 
 A folder: ``targets.json``, and ``features.npy`` (n, ...) with one row per id, of any shape, float32 or float16, as the
-encoder gave them. Never normalised on disk: generation needs the raw scale and retrieval the unit one, and the unit one
-is a function of the raw one, so :meth:`Targets.of` makes it on reading. No second file can be mistaken for the first.
+encoder gave them. Never normalised: generation needs the scale, and retrieval compares by cosine.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from streamdec.errors import ConfigError, DataError
-from streamdec.types import Float32
 
 from ..checkpoint import replace, writing
 from ..data.store import Item
@@ -101,14 +99,12 @@ class Targets:
                 f"target features {self.path}", got=f"no row for {missing!r}", do="compute them for this data set"
             )
 
-    def of(self, items: Sequence[Item], *, normalised: bool = False) -> Features:
+    def of(self, items: Sequence[Item]) -> Features:
         """Features of items.
 
         Parameters
         ----------
         items : sequence of Item
-        normalised : bool
-            Give each vector along the last axis the length 1, float32; default: raw, as stored.
 
         Returns
         -------
@@ -127,23 +123,7 @@ class Targets:
         for start in range(0, len(found), _BLOCK):
             if not np.isfinite(found[start : start + _BLOCK]).all():
                 raise DataError(f"target features {self.path}", got="NaN or infinity", do="compute them again")
-        return unit(found) if normalised else found
-
-
-def unit(features: Features) -> Float32:
-    """Vectors along the last axis, divided by their length; zeros stay zeros.
-
-    Parameters
-    ----------
-    features : array of shape (n, ..., D)
-
-    Returns
-    -------
-    array of the same shape, float32
-    """
-    wide = features.astype(np.float32)
-    length = np.linalg.norm(wide, axis=-1, keepdims=True)
-    return np.asarray(wide / np.maximum(length, np.finfo(np.float32).tiny), np.float32)
+        return found
 
 
 def compute(
