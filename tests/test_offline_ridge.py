@@ -98,6 +98,28 @@ def test_encoder(tmp_path, kind: str, per_feature: bool) -> None:
     assert np.array_equal(load(tmp_path / "encoder.safetensors")(data.epochs), queries)
 
 
+@pytest.mark.parametrize("per_feature", [True, False])
+def test_explained_is_what_the_chosen_penalty_explains(tmp_path, per_feature: bool) -> None:
+    """Features of one kind ask for another penalty than those of the other."""
+    data = training("stimulus")
+    data.targets["image"][:, 2:] = np.random.default_rng(5).standard_normal((60, 2))
+    fitted = fit(data, RidgeSettings(per_feature=per_feature), 0, "cpu", RunFolder(tmp_path), silent)
+    x, y = data.epochs[:50].reshape(50, -1).astype(float), data.targets["image"][:50].astype(float)
+    y = (y - y.mean(axis=0)) / y.std(axis=0)
+    errors = []
+    for alpha in RidgeSettings().alphas:
+        error = np.zeros(4)
+        for g in np.unique(data.group[:50]):
+            own = data.group[:50] == g
+            w, b = naive(x[~own], y[~own], alpha * float(np.sum((x - x.mean(axis=0)) ** 2)) / 50)
+            error += np.sum((y[own] - x[own] @ w - b) ** 2, axis=0)
+        errors.append(error)
+    best = np.argmin(errors, axis=0)
+    assert len(set(best)) > 1
+    kept = np.min(errors, axis=0).sum() if per_feature else np.sum(errors, axis=1).min()
+    assert fitted.notes["explained"] == pytest.approx(1 - kept / np.sum(y**2), rel=1e-4)
+
+
 @pytest.mark.parametrize("alphas", [(), (0.0,), (float("nan"),)])
 def test_wrong_penalties_are_refused(alphas: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="ridge alphas"):

@@ -195,7 +195,7 @@ def fit(training: Training, settings: RidgeSettings, seed: int, device: str, run
     errors = leave_out_errors(parts, y, training.group[kept], alphas)
     best = np.argmin(errors if settings.per_feature else errors.sum(axis=1, keepdims=True), axis=0)
     chosen = np.broadcast_to(alphas[best], y.shape[1])
-    explained = 1 - errors.min(axis=0).sum() / np.sum((y - y.mean(axis=0)) ** 2)
+    explained = 1 - errors[best, np.arange(y.shape[1])].sum() / np.sum((y - y.mean(axis=0)) ** 2)
     median = float(np.median(chosen) / unit)
     at_edge = float(np.mean((best == 0) | (best == len(alphas) - 1)))
     report(f"ridge: {len(x)} samples, alpha {median:.3g}, explained when left out {100 * explained:.2f} %")
