@@ -415,8 +415,9 @@ def _restore(
 
     load_weights(learner, of("model."))
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in of("adam.").items():
-        i, _, key = name.partition(".")
-        moments.setdefault(int(i), {})[key] = tensor
+    for name, tensor in tensors.items():
+        if name.startswith("adam."):  # the optimiser moves them, but for its steps, which Adam counts on the processor
+            _, i, key = name.split(".")
+            moments.setdefault(int(i), {})[key] = tensor
     optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
     return msgspec.convert(state, _State), of("best."), of("average.")

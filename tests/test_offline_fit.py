@@ -103,6 +103,21 @@ def test_killed_run_goes_on_to_the_same_weights(samples, tmp_path) -> None:
             assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
+def test_adam_counts_its_steps_on_the_processor(samples, tmp_path) -> None:
+    """On a GPU every step would wait for each parameter's count; the meta device stands for one."""
+    train(samples, tmp_path, 1)
+    learner = Line().to("meta")
+    optimiser = fit._optimiser(learner, fit.Schedule())
+    fit._restore(RunFolder(tmp_path), learner, optimiser)
+    states = list(optimiser.state.values())
+    assert len(states) == len(list(learner.parameters()))
+    assert {key: tensor.device.type for state in states for key, tensor in state.items()} == {
+        "step": "cpu",
+        "exp_avg": "meta",
+        "exp_avg_sq": "meta",
+    }
+
+
 def test_killed_run_goes_on_with_everything_switched_on(samples, tmp_path) -> None:
     options = {
         "weight_decay": 0.1,
