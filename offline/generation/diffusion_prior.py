@@ -27,7 +27,9 @@ from .loop import Rows, Steps, train
 
 
 class DiffusionPriorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """As published, but for counting steps: 150 passes over 66 160 epochs.
+    """As published, but for the samples: as many steps as 150 passes over 66 160 single epochs make.
+
+    Here a sample is the mean of an image's repetitions: there are fewer, of less noise, and each is seen more often.
 
     ``widths``, ``n_time`` and ``dropout`` of the network; ``drop`` share of batches without a condition; ``clip`` of
     the predicted embedding, None for none: published 1, which embeddings that are not normalised exceed; ``n_samples``
