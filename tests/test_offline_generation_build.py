@@ -331,7 +331,7 @@ def test_the_demo_is_made_of_what_the_configs_take(tmp_path: Path, monkeypatch: 
     import make_demo_full
 
     config = tmp_path / "config.toml"
-    config.write_text(make_demo_full.PRIOR.format(fuse="true", n_steps=5))
+    config.write_text(make_demo_full.PRIOR.format(n_dims=5, fuse="true", n_steps=5))
     assert convert(read_toml(config), prior.PriorSettings, "prior").steps.n_steps == 5
     config.write_text(make_demo_full.HVF.format(n_dims=5, prior="p"))
     assert convert(read_toml(config), HvfSettings, "hvf").prior == "p"
