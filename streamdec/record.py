@@ -149,10 +149,11 @@ def _odd(data: Float32, eeg: StreamInfo, unit: str) -> list[str]:
     rows = [row for row, name in enumerate(eeg.ch_names) if has_position(name)]
     if not rows:
         return ["no channel has the name of an electrode: a decoder will need intake.positional"]
-    measured = robust_sd(data[rows]) * np.array([unit_factor(unit or units[row]) for row in rows])
-    flat = [eeg.ch_names[row] for row, sd in zip(rows, measured, strict=True) if sd == 0]
+    sd = robust_sd(data[rows])
+    flat = [eeg.ch_names[row] for row, each in zip(rows, sd, strict=True) if each == 0]
     said = [f"flat channels: {', '.join(flat)}"] if flat else []
     try:
+        measured = sd * np.array([unit_factor(unit or units[row]) for row in rows])
         check_scale(measured, np.full(len(rows), _USUAL))
     except StreamMismatch as error:
         said.append(f"{error} (intake.unit)")

@@ -294,6 +294,8 @@ def test_what_was_shown_is_told_of_any_stream() -> None:
         ("volts", "", 1.0, "the stream's unit is not what its header says"),
         ("microvolts", "", 1e-6, "the stream's unit is not what its header says"),
         ("volts", "microvolts", 1.0, ""),
+        ("a.u.", "", 1.0, "unit of a channel; got 'a.u.'"),
+        ("counts", "microvolts", 1.0, ""),
     ],
 )
 def test_a_unit_that_cannot_be_is_said(unit, stated, scale, said):
