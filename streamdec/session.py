@@ -7,6 +7,7 @@ of day.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from .decode.bundle import Bundle
 from .decode.engine import Engine
 from .decode.evidence import Evidence
 from .decode.gallery import Gallery, rank, top
-from .errors import EngineError
+from .errors import ConfigError, EngineError
 from .feed import schema
 from .feed.publisher import Buffer
 from .generation import Generation, Outgoing
@@ -94,6 +95,12 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding: bool = True
     budget: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ConfigError("session.top_k", got=self.top_k, allowed="1 or more")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise ConfigError("session.budget", got=self.budget, allowed="more than 0, seconds, or none")
+
 
 class Session:
     """From events to published decisions.
@@ -132,11 +139,12 @@ class Session:
         self.gallery: Gallery = bundle.gallery
         self._engines, self._outlet, self._clock, self._tape, self._settings = engines, outlet, clock, tape, settings
         self._chains = {head.horizon: bundle.chain(head) for head in bundle.manifest.heads}
-        self._budget = settings.budget or bundle.manifest.budgets.get("retrieval", 0.05)
+        own = bundle.manifest.budgets.get("retrieval", 0.05)
+        self._budget = own if settings.budget is None else settings.budget
         self.telemetry = Telemetry(STAGES)
         self._ends: dict[Outcome, int] = dict.fromkeys(("decided", "rejected", "lost_data", "late", "cancelled"), 0)
         self._refused = {"ignored": 0, "duplicate": 0, "garbage": 0}
-        self._markers = self._onsets = self._samples = self._unrecorded = self._gaps = 0
+        self._markers = self._onsets = self._samples = 0
         self._missed = 0  # decisions later than their budget
         self._now = -np.inf
         self._stats_due = -np.inf

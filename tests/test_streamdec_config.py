@@ -46,6 +46,9 @@ def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
         ("[intake.trigger]\nchannel = 'stim'\nmsk = 1", ["unknown key intake.trigger.msk", "mask"]),
         ("[session]\ntop_k = 'five'", ["session.top_k", "int"]),
         ("[session]\nbudget = '50 ms'", ["session.budget", "float"]),
+        ("[session]\nbudget = 0.0", ["session.budget", "more than 0"]),
+        ("[session]\nbudget = -1.0", ["session.budget", "more than 0"]),
+        ("[session]\ntop_k = 0", ["session.top_k", "1 or more"]),
         ("[evidence]\nstop_probability = 2.0", ["stop_probability", "2.0"]),
         ("[feed]\nendpoint = 'tcp://0.0.0.0:5650'", ["0.0.0.0", "keys"]),  # noqa: S104 - it must be refused
         ("[intake.markers]\npattern = '('", ["pattern"]),
