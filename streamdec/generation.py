@@ -97,6 +97,11 @@ class Generation:
                 )
             )
 
+    @property
+    def open(self) -> int:
+        """How many requests have no end yet."""
+        return len(self._open)
+
     def take(self) -> list[Outgoing]:
         """Give the messages to publish now, a few at most."""
         return self._messages(self._maker.poll(_PER_STEP))

@@ -29,6 +29,7 @@ from .telemetry import Telemetry, resident_bytes
 from .types import Candidate, Chunk, Ended, Epoch, Event, Float32, Marker, Onset, Outcome, StreamInfo
 
 _STATS_EVERY = 1.0  # seconds
+_EXPECTING = 0.005  # seconds between two looks for what was asked for: a tier may answer 20 ms before its deadline
 STAGES = ("wait", "ready", "encode", "retrieve", "publish", "total")
 
 
@@ -202,6 +203,11 @@ class Session:
             self._stats_due = event.arrival + _STATS_EVERY
             self._second()
         self.idle()
+
+    @property
+    def expecting(self) -> bool:
+        """Whether captions or pictures were asked for that are still to come."""
+        return self._generation is not None and self._generation.open > 0
 
     def idle(self) -> None:
         """Nothing came in: say what was generated meanwhile, answer who asks."""
@@ -393,7 +399,7 @@ def run(inlet: Inlet, session: Session, stopped: Callable[[], bool], poll: float
         Why it ended: "stopped" or "end of recording".
     """
     while not stopped():
-        event = inlet.pull(poll)
+        event = inlet.pull(_EXPECTING if session.expecting else poll)
         if event is None:
             session.idle()
             continue

@@ -137,6 +137,33 @@ def test_what_comes_back_is_said_in_order(bundle: Bundle) -> None:
     assert all(schema.essence(message) == b"" for message in (*captions, *pictures))
 
 
+class Patient(ScriptedInlet):
+    """Notes how long it may wait for the next event, and whether anything was open then."""
+
+    def __init__(self, script: list[Any], maker: ScriptedMaker) -> None:
+        super().__init__(script)
+        self.waits: list[tuple[bool, float]] = []
+        self._maker = maker
+
+    def pull(self, timeout: float) -> Any:
+        """The next event."""
+        self.waits.append((bool(self._maker.ready), timeout))
+        return super().pull(timeout)
+
+
+def test_the_loop_looks_often_while_something_is_open(bundle: Bundle) -> None:
+    """What comes between two packets is published then: a tier may answer 20 ms before its deadline."""
+    maker = ScriptedMaker({kind: [Answer(0, "bank", Result(text="?"), 1.0, 2.0, partial=True)] * 6 for kind in KINDS})
+    for script in maker._script.values():
+        script.append(Drop(0, "no"))
+    data, onsets, keys = presentation(3)
+    inlet = Patient(events(data, onsets, keys, itertools.repeat(10)), maker)
+    generation = Generation(maker, BUDGETS, lambda: next(CLOCK))
+    live = session(bundle, inlet.eeg, MemoryOutlet(), Config(), engines(bundle, Config()), generation=generation)
+    run(inlet, live, lambda: False)
+    assert {(True, 0.005), (False, 0.05)} == set(inlet.waits)
+
+
 end = st.one_of(
     st.builds(Drop, st.just(0), st.sampled_from(["superseded", "no time left"])),
     st.builds(
