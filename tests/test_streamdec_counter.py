@@ -12,12 +12,14 @@ from small_bundle import SFREQ, ScriptedInlet, eeg_info, events, presentation, w
 
 from streamdec.acquire.clock import SampleClock
 from streamdec.acquire.counter import CounterReader, CounterSettings
+from streamdec.calibrate.block import placed
 from streamdec.config import Config
 from streamdec.decode import bundle as bundles
 from streamdec.errors import ConfigError
 from streamdec.feed import schema
-from streamdec.intake import IntakeSettings
+from streamdec.intake import Intake, IntakeSettings
 from streamdec.serve import engines, replay
+from streamdec.signal.spec import Signal
 from streamdec.types import Chunk
 
 
@@ -113,16 +115,13 @@ def test_what_is_no_number_and_what_stands_still_is_no_loss():
     assert clock.missing <= 1  # the count after the one that stood still is two ahead
 
 
-def test_epochs_behind_a_hidden_loss_are_the_right_samples(tmp_path):
-    """The same brain, 5 samples lost where the stamps do not show it: decisions stay right with a counter."""
-    bundle = bundles.read(write_bundle(tmp_path / "b.zip"))
+def hidden_loss():
+    """A stream, 5 samples of it lost where only the counter shows it."""
     data, onsets, keys = presentation(12)
     gone = int(onsets[3]) - 60
-    script = events(data, onsets, keys, itertools.repeat(10))
-    info = eeg_info()
     counted = []
     n = 0
-    for event in script:
+    for event in events(data, onsets, keys, itertools.repeat(10)):
         if isinstance(event, Chunk):
             numbers = np.arange(n, n + len(event.stamps))
             n += len(numbers)
@@ -130,10 +129,18 @@ def test_epochs_behind_a_hidden_loss_are_the_right_samples(tmp_path):
             rows = np.vstack([event.data, numbers % 256]).astype(np.float32)[:, keep]
             event = Chunk(rows, (event.stamps - np.where(numbers >= gone, 5 / SFREQ, 0))[keep], event.arrival)
         counted.append(event)
+    info = eeg_info()
     info = type(info)(
         **{f: getattr(info, f) for f in info.__struct_fields__}
         | {"n_chans": info.n_chans + 1, "ch_names": (*info.ch_names, "COUNT"), "units": (*info.units, "")}
     )
+    return counted, info
+
+
+def test_epochs_behind_a_hidden_loss_are_the_right_samples(tmp_path):
+    """The same brain, 5 samples lost where the stamps do not show it: decisions stay right with a counter."""
+    bundle = bundles.read(write_bundle(tmp_path / "b.zip"))
+    counted, info = hidden_loss()
     config = Config(intake=IntakeSettings(counter=CounterSettings("COUNT", 256)))
     outlet, counts = replay(config, ScriptedInlet(counted, info), bundle, engines(bundle, config))
     assert (counts.gaps, counts.missing_samples) == (1, 5)
@@ -141,6 +148,26 @@ def test_epochs_behind_a_hidden_loss_are_the_right_samples(tmp_path):
     with pytest.raises(ConfigError, match=r"counter channel; got 'Count'; allowed: .*COUNT"):
         replay(wrong, ScriptedInlet(counted, info), bundle, engines(bundle, config))
     assert [m.key for m in outlet.messages if isinstance(m, schema.Retrieval)]
+
+
+def test_calibration_measures_on_the_clock_that_the_loop_cuts_by(monkeypatch):
+    counted, info = hidden_loss()
+    settings = IntakeSettings(counter=CounterSettings("COUNT", 256))
+    live: list[np.ndarray] = []
+    intake = Intake(Signal(info.ch_names[:-1], SFREQ, 0.0, 0.1), info, settings)
+    place = intake.clock.place
+
+    def seen(stamps, lost=None):
+        runs = place(stamps, lost)
+        live.extend(run.times for run in runs)
+        return runs
+
+    monkeypatch.setattr(intake.clock, "place", seen)
+    for event in counted:
+        intake(event)
+    data, times, _ = placed(ScriptedInlet(counted, info), [0], settings)
+    assert data.shape[1] == len(times) == sum(map(len, live))
+    np.testing.assert_array_equal(times, np.concatenate(live))
 
 
 @pytest.mark.parametrize("modulo", [2, -1, 1 << 25])

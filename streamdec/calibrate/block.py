@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from ..acquire.clock import SampleClock
+from ..acquire.counter import CounterReader
 from ..acquire.inlet import Inlet
 from ..acquire.markers import MarkerReader
 from ..decode.gallery import Gallery
@@ -139,17 +140,26 @@ def placed(inlet: Inlet, rows: Sequence[int], settings: IntakeSettings) -> tuple
     with inlet:
         inlet.open(0.0)
         clock, reader = SampleClock(inlet.eeg.sfreq, settings.clock), MarkerReader(settings.markers)
+        counter, counts = None, 0
+        if settings.counter is not None:
+            counter = CounterReader(settings.counter, inlet.eeg.sfreq)
+            counts = inlet.eeg.ch_names.index(settings.counter.channel)  # it is there: the intake has looked
         while (event := inlet.pull(0.0)) is not None:
             if isinstance(event, Chunk):
                 parts.append(event.data[list(rows)])
-                times += [run.times for run in clock.place(event.stamps)]
+                lost = None if counter is None else counter(event.data[counts], event.stamps)
+                times += [run.times for run in clock.place(event.stamps, lost)]
             elif isinstance(event, Marker):
                 onset = reader(event)
                 onsets += [onset.time] if isinstance(onset, Onset) else []
             elif isinstance(event, ClockOffset):
                 (clock if event.stream == "eeg" else reader).offset(event)
+            elif event.state == "found" and event.stream == "eeg":
+                clock.restart(event.reason)
+                if counter is not None:
+                    counter.reset()
             elif event.state == "found":
-                clock.restart(event.reason) if event.stream == "eeg" else reader.restart()
+                reader.restart()
             elif event.state == "ended":
                 break
     data = np.concatenate(parts, axis=1) if parts else np.empty((len(rows), 0), np.float32)
