@@ -387,8 +387,15 @@ def test_boundaries_are_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert record_worker.xdf.BOUNDARY_MARK in path.read_bytes()
 
 
-def test_the_process_is_light_and_out_of_reach_of_the_terminal(recorder: Recorder) -> None:
-    assert os.getsid(recorder._process.pid) != os.getsid(0)
+def test_the_process_is_light_stands_back_and_is_out_of_reach_of_the_terminal(recorder: Recorder) -> None:
+    pid = recorder._process.pid
+    assert recorder.wait(20)
+    assert (os.getpgid(pid), os.getsid(pid)) == (pid, os.getsid(0))  # of its own; the same, or priority means nothing
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+    os.kill(pid, signal.SIGHUP)
+    os.kill(pid, signal.SIGTERM)
+    recorder.close()
+    assert recorder._process.returncode == 0
     heavy = "{'torch', 'pylsl', 'zmq', 'scipy', 'onnxruntime', 'mne', 'pyxdf', 'faiss'}"
     code = f"import sys, streamdec.acquire.record_worker; assert not {heavy} & set(sys.modules)"
     root = str(Path(record.__file__).parents[2])

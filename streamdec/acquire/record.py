@@ -199,9 +199,11 @@ def _log_header(name: str, kind: str, head: str) -> str:
 def _start(
     handle: str, path: Path, n_chans: int, has_markers: bool, beside: Sequence[str], inherit: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    """Start the recording process: a plain interpreter that imports nothing of the loop, in a session of its own.
+    """Start the recording process: a plain interpreter that imports nothing of the loop, in a process group of its own.
 
     It lives as long as its stdin is open, that is, until the loop closes it or is gone; a Ctrl-C is for the loop alone.
+    Not in a session of its own: Linux shares the processor out by session first (autogroups), and it is to stand back
+    behind the loop.
     """
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(  # noqa: S603
@@ -220,5 +222,5 @@ def _start(
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         pass_fds=inherit,
-        start_new_session=True,
+        process_group=0,
     )

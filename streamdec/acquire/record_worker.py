@@ -34,6 +34,7 @@ EEG, MARKERS, EVENTS, FEED = 1, 2, 3, 4
 _PERIOD = 0.05  # seconds between two looks into the spool
 _BATCH = 4 << 20  # bytes turned into chunks at a time
 _BOUNDARY_EVERY = 10.0  # seconds, as LabRecorder
+_NICE = 5  # behind the loop, before the workers
 _SYNC_EVERY = 1.0  # seconds until what was written is on the disk, whatever happens to the machine
 
 
@@ -248,7 +249,9 @@ def main() -> int:
 
     It goes on until stdin ends.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(_NICE)
     handle, path, n_chans, has_markers, *beside = sys.argv[1:]
     ended = threading.Event()
 
