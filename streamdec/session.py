@@ -245,6 +245,7 @@ class Session:
             gaps=clock.gaps,
             segments=clock.segments,
             unrecorded=0 if self._tape is None else self._tape.dropped,
+            lost_markers=self.intake.markers.lost,
             **self._refused,
             **self._ends,
         )

@@ -298,6 +298,20 @@ def test_an_encoder_that_fails_rejects_the_epoch(tmp_path: Path) -> None:
     assert all("embedding" in e.reason for e in of(outlet, schema.Epoch))
 
 
+def test_markers_that_never_came_are_on_the_feed(bundle: Bundle) -> None:
+    data, onsets, keys = presentation(8)
+    numbered = [f'{{"id": "{key}", "seq": {i}}}' for i, key in enumerate(keys)]
+    script = [
+        event
+        for event in events(data, onsets, numbered, itertools.repeat(10))
+        if not (isinstance(event, Marker) and event.value in (numbered[2], numbered[3], numbered[6]))
+    ]
+    outlet, counts = play(bundle, script)
+    assert (counts.onsets, counts.lost_markers) == (5, 3)
+    assert of(outlet, schema.Session)[-1].counts == counts
+    assert max(stats.counts.lost_markers for stats in of(outlet, schema.Stats)) >= 2
+
+
 def test_open_onsets_are_cancelled_at_the_end(bundle: Bundle) -> None:
     data, onsets, keys = presentation(10)
     script = events(data, onsets, keys, itertools.repeat(10))

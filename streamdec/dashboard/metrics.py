@@ -56,6 +56,7 @@ def _stats(stats: Stats) -> Iterator[Metric]:
     yield _family("counter", "markers", "Markers received", counts.markers)
     refused = [({"reason": why}, getattr(counts, why)) for why in _REFUSED]
     yield _family("counter", "markers_refused", "Markers that began no epoch", refused)
+    yield _family("gauge", "lost_markers", "Markers that never came, by their numbering", counts.lost_markers)
     yield _family("counter", "onsets", "Markers that began an epoch", counts.onsets)
     ends = [({"outcome": end}, getattr(counts, end)) for end in _ENDS]
     yield _family("counter", "epochs", "Onsets that have ended, by outcome", ends)

@@ -80,11 +80,6 @@ class Evidence:
     heads : sequence of Head
         The bundle's encoders: their horizons, shapes and calibrations.
     settings : EvidenceSettings
-
-    Attributes
-    ----------
-    forgotten : int
-        Stimuli whose evidence was given up for newer ones.
     """
 
     def __init__(self, mode: EvidenceMode, heads: Sequence[Head], settings: EvidenceSettings | None = None) -> None:
@@ -104,7 +99,6 @@ class Evidence:
     def reset(self) -> None:
         """Forget all repetitions, as new."""
         self._slots: dict[str, int] = {}
-        self.forgotten = 0
 
     def query(self, key: str, horizon: float, epoch: Float32, encode: Callable[[Float32], Float32]) -> Query:
         """Add one epoch and say what is now known of its stimulus.
@@ -196,7 +190,6 @@ class Evidence:
         slot = len(self._slots)
         if slot == self.settings.max_keys:
             slot = self._slots.pop(next(iter(self._slots)))
-            self.forgotten += 1
         self._counts[slot] = 0
         return slot
 

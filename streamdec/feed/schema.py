@@ -298,6 +298,7 @@ class Counts(msgspec.Struct, frozen=True):
     gaps : gaps in the EEG.
     segments : unbroken pieces of the EEG's clock.
     unrecorded : records that the recorder could not take.
+    lost_markers : markers that never came: holes in the `seq` of JSON markers.
     """
 
     markers: int = 0
@@ -316,6 +317,7 @@ class Counts(msgspec.Struct, frozen=True):
     gaps: int = 0
     segments: int = 0
     unrecorded: int = 0
+    lost_markers: int = 0
 
 
 SessionState: TypeAlias = Literal[

@@ -46,6 +46,7 @@ export function drawSession(place, store) {
         <div><dt>onsets</dt><dd>${count(counts.onsets)}</dd></div>
         ${ENDS.filter((end) => counts[end] || end === "decided").map((end) => html`<div><dt>${end.replace("_", " ")}</dt><dd>${count(counts[end])}</dd></div>`)}
         ${["ignored", "duplicate", "garbage"].filter((why) => counts[why]).map((why) => html`<div><dt>${why} markers</dt><dd>${count(counts[why])}</dd></div>`)}
+        ${counts.lost_markers ? html`<div><dt>lost markers</dt><dd class="late">${count(counts.lost_markers)}</dd></div>` : nothing}
         <div><dt>gaps</dt><dd>${count(counts.gaps)}${counts.missing_samples ? html` <span class="muted">${count(counts.missing_samples)} samples</span>` : nothing}</dd></div>
         ${counts.unrecorded ? html`<div><dt>unrecorded</dt><dd class="late">${count(counts.unrecorded)}</dd></div>` : nothing}
         <div><dt>EEG rate</dt><dd>${stats.sfreq_effective.toFixed(2)} Hz</dd></div>

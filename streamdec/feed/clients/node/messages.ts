@@ -404,6 +404,8 @@ export interface Counts {
   segments: number;
   /** records that the recorder could not take. */
   unrecorded: number;
+  /** markers that never came: holes in the `seq` of JSON markers. */
+  lost_markers: number;
 }
 
 /** The account of one kind of generated result. `requests` = the sum of `answered` + `dropped` + `open`. */
