@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--bundle", help="decode the recording with this bundle instead of playing LSL streams")
     replay.add_argument("--config", type=Path, help="TOML config, as for serve")
-    replay.add_argument("--eeg", metavar="QUERY", help=f"EEG stream of the recording: {_QUERY}")
+    replay.add_argument("--eeg", metavar="QUERY", help=f"with --bundle: EEG stream of the recording: {_QUERY}")
     replay.add_argument("--markers", metavar="QUERY", help="marker stream of the recording, likewise")
     replay.add_argument(
         "--speed", type=float, help="1 is real time; default: 1 as LSL streams, as fast as it goes with --bundle"
@@ -112,7 +112,11 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--from", dest="start", type=float, metavar="S", help="start S seconds into the recording")
     replay.add_argument("--to", dest="stop", type=float, metavar="S", help="stop S seconds into the recording")
     replay.add_argument(
-        "--wait", type=float, default=0.0, metavar="S", help="wait up to S seconds for someone to listen"
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="as LSL streams: wait up to S seconds for someone to listen",
     )
     replay.add_argument(
         "--output", type=Path, metavar="FILE.jsonl", help="with --bundle: write every message, one JSON a line"
@@ -215,8 +219,10 @@ def _replay(options: argparse.Namespace) -> int:
 
     config = configured(options)
     if options.bundle or config.bundle:
+        if options.wait:
+            raise ConfigError("--wait", got="with a bundle", allowed="where it is played as LSL streams")
         return _replay_through_loop(options, config)
-    for needs in ("output", "verify"):
+    for needs in ("config", "eeg", "markers", "output", "verify"):
         if getattr(options, needs):
             raise ConfigError(f"--{needs} needs a bundle", do="add --bundle BUNDLE")
     from .acquire.recording import read

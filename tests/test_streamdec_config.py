@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from streamdec.cli import main
 from streamdec.config import Config, load
 from streamdec.errors import ConfigError
 
@@ -74,3 +75,24 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     config = load(write(tmp_path, "bundle = 'b.zip'\nrecord = 's.xdf'"))
     assert config.bundle == str(tmp_path / "b.zip")
     assert config.record == str(tmp_path / "s.xdf")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("replay", "r.xdf", "--eeg", "amp"),
+        ("replay", "r.xdf", "--markers", "stimulus"),
+        ("replay", "r.xdf", "--config", "c.toml"),
+        ("replay", "r.xdf", "--bundle", "b.zip", "--wait", "5"),
+        ("calibrate", "b.zip", "r.xdf", "--out", "n.zip", "--photodiode", "AUX", "--latency", "0.05"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text("[session]\ntop_k = 3\n", encoding="utf-8")
+    assert main(options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"streamdec: {'--photodiode' if '--latency' in options else options[-2]}")
+    assert said.count("\n") == 1

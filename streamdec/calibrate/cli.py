@@ -44,6 +44,8 @@ def _calibrate(options: argparse.Namespace) -> int:
         raise ConfigError("a live block", got="no end", allowed="--seconds N or --onsets N", do="or name a recording")
     if not live and (options.seconds or options.onsets):
         raise ConfigError("--seconds and --onsets", got="with a recording", allowed="for a live block")
+    if options.photodiode and options.latency is not None:
+        raise ConfigError("--photodiode", got="with --latency", allowed="where the latency is to be measured")
     recording = options.recording
     if live:
         beside = str(options.out.with_name(f"{options.out.stem}-block"))
