@@ -115,6 +115,7 @@ class Intake:
         self.map = map_channels(
             eeg.ch_names, signal.ch_names, settings.max_interpolated_channels, positional=settings.positional
         )
+        interpolate_bad(signal.ch_names, self.map.missing)  # the dear part of it, for any bad channels to come
         self._picks = None if self._is_identity(self.map.picks, eeg.n_chans) else self.map.picks
         self._present = tuple(name for name in signal.ch_names if name not in self.map.missing)
         self._factor = self._unit_factors()
@@ -258,7 +259,10 @@ class Intake:
         wanted = self.signal.ch_names
         interpolated = tuple(name for name in wanted if name in verdict.bad or name in self.map.missing)
         good = [row for row, name in enumerate(self._present) if name not in verdict.bad]
-        data: Float32 = interpolate_bad(wanted, interpolated) @ epoch.data[good]
+        try:
+            data: Float32 = interpolate_bad(wanted, interpolated) @ epoch.data[good]
+        except StreamMismatch as error:  # no good channel has a known position
+            return Ended(epoch.onset, "rejected", str(error), arrival) if epoch.final else None
         return msgspec.structs.replace(epoch, data=data, interpolated_channels=interpolated, flags=flags)
 
     def _check_scale(self, arrival: float) -> list[Output]:

@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamdec.errors import StreamMismatch
+from streamdec.intake import Intake, IntakeSettings
+from streamdec.signal import montage
 from streamdec.signal.montage import canonical, has_position, interpolate_bad, map_channels, positions, spherical_spline
+from streamdec.signal.spec import Signal
+from streamdec.types import StreamInfo
 
 TEN_TWENTY = (
     "Fp1",
@@ -157,6 +161,28 @@ def test_channels_without_a_position_are_passed_but_not_interpolated_from() -> N
         interpolate_bad(names, ("AUX",))
     with pytest.raises(StreamMismatch, match="no good channel"):
         interpolate_bad(("Fz", "AUX"), ("Fz",))
+
+
+@given(st.sets(st.sampled_from([*TEN_TEN, "AUX"]), min_size=1, max_size=8))
+def test_what_all_sets_of_bad_channels_share_changes_no_number(bad: set[str]) -> None:
+    names = (*TEN_TEN[:30], "AUX", *TEN_TEN[30:])
+    good, lost = ([name for name in names if (name in bad) is which and name != "AUX"] for which in (False, True))
+    if "AUX" in bad:
+        with pytest.raises(StreamMismatch, match="AUX"):
+            interpolate_bad(names, bad)
+        return
+    matrix = interpolate_bad(names, bad)[[names.index(name) for name in lost]]
+    columns = [column for column, name in enumerate(n for n in names if n not in bad) if name != "AUX"]
+    np.testing.assert_allclose(matrix[:, columns], spherical_spline(positions(good), positions(lost)), atol=1e-7)
+    assert not np.delete(matrix, columns, axis=1).any()
+
+
+def test_the_loop_solves_and_sums_no_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = TEN_TEN[3:40]
+    info = StreamInfo("cap", "EEG", len(names), 250.0, "float32", ch_names=names, units=("microvolts",) * len(names))
+    Intake(Signal(names, 250.0, 0.0, 0.5), info, IntakeSettings(positional=True))
+    monkeypatch.setattr(montage, "legval", None)
+    assert interpolate_bad(names, (names[2], names[7])).shape == (len(names), len(names) - 2)
 
 
 def test_channels_are_found_by_name_in_any_order_and_spelling() -> None:

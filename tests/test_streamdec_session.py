@@ -21,10 +21,10 @@ from streamdec.errors import StreamMismatch
 from streamdec.feed import schema
 from streamdec.feed.publisher import Buffer
 from streamdec.feed.schema import Counts
-from streamdec.intake import IntakeSettings
+from streamdec.intake import IntakeSettings, cut
 from streamdec.serve import engines, replay, session
 from streamdec.session import MemoryOutlet, run
-from streamdec.signal.spec import BandPass
+from streamdec.signal.spec import BandPass, Signal
 from streamdec.types import Chunk, Connection, Event, Marker, StreamInfo
 
 
@@ -296,6 +296,20 @@ def test_an_encoder_that_fails_rejects_the_epoch(tmp_path: Path) -> None:
     outlet, counts = play(bundles.read(broken), events(data, onsets, keys, itertools.repeat(10)))
     assert counts.rejected == 5
     assert all("embedding" in e.reason for e in of(outlet, schema.Epoch))
+
+
+def test_a_bad_channel_that_cannot_be_filled_in_rejects_its_epochs() -> None:
+    """Of the channels left none has a known position; a live session goes on."""
+    names = ("Cz", "a", "b", "c")
+    data, onsets, keys = presentation(4)
+    data = data[:4]
+    data[0] = 0
+    info = eeg_info(n_chans=4, ch_names=names, ch_types=("EEG",) * 4, units=("microvolts",) * 4)
+    script = ScriptedInlet(events(data, onsets, keys, itertools.repeat(10)), info)
+    epochs, ended = cut(script, Signal(names, SFREQ, TMIN, TMAX), IntakeSettings())
+    assert not epochs
+    assert [end.outcome for end in ended] == ["rejected"] * 4
+    assert "no good channel with a known position" in ended[0].reason
 
 
 def test_markers_that_never_came_are_on_the_feed(bundle: Bundle) -> None:

