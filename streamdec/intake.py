@@ -28,6 +28,7 @@ from .signal.spec import Signal
 from .types import Chunk, ClockOffset, Connection, Ended, Epoch, Event, Float32, Marker, Onset, StreamInfo, StreamRole
 
 _SCALE_AFTER = 3.0  # seconds of signal before its scale is judged
+_SCALE_BY = 300  # samples of each channel, spread over them: plenty for a factor of 5, and all would hold the loop up
 _RATE_AFTER = 10.0  # seconds of stamps before the effective rate is judged
 _RATE_EXCESS = 0.1  # samples may come this much faster than they are due
 _RATE_BREAKS = 10  # segments by then, from which on the stamps say nothing of the rate
@@ -267,7 +268,7 @@ class Intake:
 
     def _check_scale(self, arrival: float) -> list[Output]:
         n = self.rate.to_samples(_SCALE_AFTER)
-        measured = robust_sd(self.ring.view(self.ring.end - n, n))
+        measured = robust_sd(self.ring.view(self.ring.end - n, n)[:, :: max(1, n // _SCALE_BY)])
         trained = np.array([self._channel_sd.get(name, np.nan) for name in self._present])
         warning = check_scale(measured, trained)
         return [Notice("warning", "eeg", warning, arrival)] if warning else []

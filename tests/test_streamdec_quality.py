@@ -110,6 +110,14 @@ def test_robust_sd_ignores_blinks_and_gaps() -> None:
     assert np.isnan(sd[2])
 
 
+def test_robust_sd_of_a_channel_does_not_hang_on_the_others() -> None:
+    data = np.random.default_rng(3).normal(0, 20, (4, 501)).astype(np.float32)
+    with_gap = data.copy()
+    with_gap[3, 7] = np.nan
+    np.testing.assert_array_equal(robust_sd(data)[:3], robust_sd(with_gap)[:3])
+    assert np.isnan(robust_sd(data[:, :0])).all()
+
+
 def test_the_scale_of_a_stream() -> None:
     trained = np.array([10.0, 12.0, 8.0, np.nan])
     assert check_scale(np.array([9.0, 14.0, 7.0, 1e9]), trained) == ""

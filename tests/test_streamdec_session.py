@@ -21,9 +21,10 @@ from streamdec.errors import StreamMismatch
 from streamdec.feed import schema
 from streamdec.feed.publisher import Buffer
 from streamdec.feed.schema import Counts
-from streamdec.intake import IntakeSettings, cut
+from streamdec.intake import Intake, IntakeSettings, cut
 from streamdec.serve import engines, replay, session
 from streamdec.session import MemoryOutlet, run
+from streamdec.signal.quality import robust_sd
 from streamdec.signal.spec import BandPass, Signal
 from streamdec.types import Chunk, Connection, Event, Marker, StreamInfo
 
@@ -310,6 +311,27 @@ def test_a_bad_channel_that_cannot_be_filled_in_rejects_its_epochs() -> None:
     assert not epochs
     assert [end.outcome for end in ended] == ["rejected"] * 4
     assert "no good channel with a known position" in ended[0].reason
+
+
+def test_the_scale_is_judged_by_some_hundreds_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them hold the loop up, 0.1 s for 256 channels at 4 kHz."""
+    rng, looked_at = np.random.default_rng(0), []
+    info = eeg_info(sfreq=4000.0)
+    sd = dict.fromkeys(NAMES, 20.0)
+    intake = Intake(Signal(NAMES, 4000.0, 0.0, 0.1), info, IntakeSettings(), channel_sd=sd)
+
+    def seen(data: np.ndarray) -> np.ndarray:
+        looked_at.append(data.shape[1])
+        return robust_sd(data)
+
+    monkeypatch.setattr("streamdec.intake.robust_sd", seen)
+    data = rng.normal(0, 200, (len(NAMES), 13_000)).astype(np.float32)
+    script = [
+        (Chunk(data[:, i : i + 1000], i / 4000 + np.arange(1000) / 4000, i / 4000)) for i in range(0, 13_000, 1000)
+    ]
+    (warning,) = [output for event in script for output in intake(event)]
+    assert "check gain" in warning.reason
+    assert 200 <= looked_at[0] <= 600
 
 
 def test_markers_that_never_came_are_on_the_feed(bundle: Bundle) -> None:
