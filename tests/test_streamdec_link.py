@@ -66,7 +66,9 @@ def _fields(struct: msgspec.Struct) -> dict[str, Any]:
 ANSWER = Answer(7, "llm", Result(text="a text", units=2, wanted=4), 1.0, 1.2, "caption-1")
 
 
-@pytest.mark.parametrize("message", [ANSWER, Drop(7, "why"), link.Notice("w", "lost"), link.Ready(), link.Beat()])
+@pytest.mark.parametrize(
+    "message", [ANSWER, Drop(7, "why"), link.Notice("w", "lost"), link.Up(), link.Ready(), link.Beat()]
+)
 def test_small_messages_come_as_they_went(message: Any) -> None:
     codec = link.Codec[Any](link.ToLoop)
     assert codec.unpack(codec.pack(message)) == message

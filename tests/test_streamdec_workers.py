@@ -14,11 +14,15 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from small_generator import LADDER, plan_for, watched, write_parts
+from small_generator import LADDER, Watched, plan_for, watched, write_parts
 
+from streamdec.decode.generate import client
 from streamdec.decode.generate.dispatcher import Local
+from streamdec.decode.generate.generator import open_generator
 from streamdec.decode.generate.job import Answer, Drop, Kind
 from streamdec.decode.generate.link import Notice
+from streamdec.decode.generate.spec import Latent
+from streamdec.errors import BundleError
 
 HELPERS = str(Path(__file__).parent / "helpers")
 CAPTIONS = {"kinds": ("caption",), "workers": (Local("caption"),)}
@@ -80,6 +84,17 @@ def test_a_dispatcher_that_dies_takes_its_workers_along_and_comes_back(parts: tu
         assert not any(worker.is_running() for worker in workers)
 
 
+def lost(each: Watched, worker: str, times: int = 1) -> str:
+    """Wait until a worker was lost so many times; why it was the last time."""
+
+    def reasons() -> list[str]:
+        notices = [event for event in each.events if isinstance(event, Notice) and event.worker == worker]
+        return [notice.reason for notice in notices if notice.state == "lost"]
+
+    each.until(lambda: len(reasons()) >= times)
+    return reasons()[times - 1]
+
+
 def test_a_dispatcher_that_stands_still_is_found_out(parts: tuple[Path, Path]) -> None:
     with watched(plan_for(*parts, **CAPTIONS)) as each:
         each.dispatcher().suspend()
@@ -93,6 +108,53 @@ def test_a_dispatcher_that_stands_still_is_found_out(parts: tuple[Path, Path]) -
         )
         each.state("dispatcher", "ready")
         assert each.answer(each.ask("fast")).tier == "llm"
+
+
+def test_a_dispatcher_that_dies_before_all_workers_are_warm_comes_back(parts: tuple[Path, Path]) -> None:
+    with watched(plan_for(*parts, **CAPTIONS, opens="sick_tiers:open_slowly"), wait=0.0) as each:
+        each.dispatcher().kill()
+        lost(each, "dispatcher")
+        each.state("caption-1", "starting")  # by the next one
+        assert each.answer(each.ask("fast")).tier == "bank"
+
+
+def test_a_dispatcher_that_hangs_while_it_loads_is_ended(
+    parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(*parts, **CAPTIONS, costs=str(tmp_path))
+    costs = tmp_path / f"{open_generator(str(parts[1])).hash[:16]}.json"
+    with watched(plan) as each:
+        os.mkfifo(costs)  # who opens it to read waits, as on a disk that is gone
+        monkeypatch.setattr(client, "LOADING", 1.0)
+        each.dispatcher().kill()
+        assert lost(each, "dispatcher", 2) == "it gave no sign for 1 s"
+        monkeypatch.undo()
+        costs.unlink()
+        each.state("dispatcher", "ready")
+        assert each.answer(each.ask("fast")).tier == "llm"
+    costs.unlink(missing_ok=True)  # the costs, by now
+    os.mkfifo(costs)
+    monkeypatch.setattr(client, "LOADING", 1.0)
+    with pytest.raises(BundleError, match="it gave no sign for 1 s"), watched(plan):
+        pass
+
+
+def test_a_worker_that_hangs_while_it_loads_is_ended_and_not_waited_for(parts: tuple[Path, Path]) -> None:
+    said: list[str] = []
+    plan = plan_for(*parts, **CAPTIONS, opens="sick_tiers:open_slowly", loading=1.0)
+    with watched(plan, say=said.append) as each:
+        assert "caption-1: lost: not up 1 s after its start" in said
+        assert each.answer(each.ask("fast")).tier == "bank"
+        each.state("caption-1", "starting")  # again
+
+
+def test_what_the_dispatcher_is_holds_while_a_worker_still_loads(tmp_path: Path, parts: tuple[Path, Path]) -> None:
+    bundle, generator = write_parts(tmp_path, latent=Latent("network.onnx", "epoch"))
+    plan = plan_for(bundle, generator, opens="sick_tiers:open_pictures_alone", listen="tcp://127.0.0.1:0")
+    with watched(plan, wait=0.0) as each:
+        assert each.client.listening.startswith("tcp://127.0.0.1:")
+        each.state("reconstruction-1", "ready")
+        assert each.answer(each.ask("epoch", "reconstruction")).tier == "latent"
 
 
 PROGRAM = """

@@ -2,8 +2,8 @@
 
 ``fast`` answers at once. ``sleep:S`` sleeps S seconds in each unit. ``hang`` never comes back, and hears nothing.
 ``die`` ends the process as a crash does, ``exit`` with an exception of no kind we know, ``eat`` by memory.
-``refuse`` raises what a tier raises. ``dirty`` answers with what steers a terminal, ``huge`` with a picture beyond all
-limits. A worker process opens them by name, in place of the real ones.
+``epoch`` refuses a request without its epoch. ``refuse`` raises what a tier raises. ``dirty`` answers with what steers
+a terminal, ``huge`` with a picture beyond all limits. A worker process opens them by name, in place of the real ones.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class SickTier:
             # A limit of its own, so that it meets its end and not the machine's.
             resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
             np.ones(1 << 40, np.uint8)
+        if what == "epoch" and request.epoch is None:
+            raise EngineError("the request", got="no epoch")
         if what == "refuse":
             raise EngineError("the model", got="a bad day")
         result = Result(wanted=UNITS)
@@ -85,6 +87,11 @@ def open_slowly(generator: OpenGenerator, kind: Kind, device: str, threads: int)
     """As :func:`open_tiers`, for ever."""
     time.sleep(600)
     return []
+
+
+def open_pictures_alone(generator: OpenGenerator, kind: Kind, device: str, threads: int) -> list[Worked]:
+    """As :func:`open_tiers` for pictures, as :func:`open_slowly` for captions."""
+    return (open_slowly if kind == "caption" else open_tiers)(generator, kind, device, threads)
 
 
 def open_none(generator: OpenGenerator, kind: Kind, device: str, threads: int) -> list[Worked]:

@@ -30,7 +30,7 @@ OPENS = "sick_tiers:open_tiers"
 LADDER = LadderSettings(grace=0.5)
 
 
-def write_parts(folder: Path, *, bank: bool = True) -> tuple[Path, Path]:
+def write_parts(folder: Path, *, bank: bool = True, latent: Latent = Latent("network.onnx")) -> tuple[Path, Path]:  # noqa: B008 - frozen
     """The small bundle, and a generator for it."""
     bundle = write_bundle(folder / "bundle", space="small", thumbnails={"img03": PICTURE})
     made = folder / "generator"
@@ -51,7 +51,7 @@ def write_parts(folder: Path, *, bank: bool = True) -> tuple[Path, Path]:
         simulated=True,
         bank=Bank("bank.safetensors", "bank.json", 10.0) if bank else None,
         llm=Llm("model", "network.onnx"),
-        latent=Latent("network.onnx"),
+        latent=latent,
     )
     write_generator(made, manifest)
     return bundle, made
@@ -148,11 +148,13 @@ def plan_for(bundle: Path, generator: Path, **changes: Any) -> DispatcherPlan:
 
 
 @contextmanager
-def watched(plan: DispatcherPlan, wait: float = 60.0) -> Iterator[Watched]:
+def watched(
+    plan: DispatcherPlan, wait: float = 60.0, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Watched]:
     """A client with all its processes, ready; none of them is left behind."""
     client = Client(plan, local_clock)
     try:
-        client.open(wait)
+        client.open(wait, say)
         yield Watched(client)
     finally:
         client.close()

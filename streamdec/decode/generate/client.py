@@ -1,4 +1,7 @@
-"""The hot loop's end: asks for captions and pictures, and takes what has come. Never waits, and nothing in it grows.
+"""The hot loop's end: asks for captions and pictures, and takes what has come. Nothing in it grows.
+
+It never waits, but for this: where the dispatcher has died, its sockets are closed and new ones made, and a process is
+started in its place, which costs the loop some milliseconds, once for each death.
 
 The dispatcher is a process of its own. This end keeps the list of what is open: whatever becomes of the dispatcher,
 each request ends in exactly one answer or drop.
@@ -21,8 +24,8 @@ from ...errors import BundleError, ConfigError
 from .dispatcher import DispatcherPlan, Local
 from .job import KINDS, Answer, Drop, Kind, Request
 from .ladder import LadderSettings
-from .link import Close, Line, Notice, Ready, ToLoop, check_listen
-from .supervise import Keeper
+from .link import Close, Line, Notice, Ready, ToLoop, Up, check_listen
+from .supervise import LOADING, Keeper
 
 Event: TypeAlias = Answer | Drop | Notice
 
@@ -145,7 +148,8 @@ class Client:
         self._open: dict[int, float] = {}  # until when there is hope for an answer
         self._events: deque[Event] = deque()
         self._look = self._heard = -math.inf
-        self._ready = self._reads_epoch = self._finished = False
+        self._up = self._reads_epoch = False  # the dispatcher is
+        self._ready = self._opened = self._finished = False
 
     def open(self, wait: float, say: Callable[[str], None] = lambda line: None) -> None:
         """Start all processes and wait until the workers are warm, or have failed, ``wait`` seconds at most.
@@ -160,15 +164,16 @@ class Client:
         self._start(self._clock())
         end = time.monotonic() + wait
         while not self._ready:
-            if time.monotonic() > end and self._heard < math.inf:
+            if time.monotonic() > end and self._up:
                 say(f"not all workers are warm after {wait:g} s; the session opens without them")
-                return
+                break
             for event in self.poll(_OPEN):
                 if isinstance(event, Notice):
                     say(tell(event))
                 if isinstance(event, Notice) and event.worker == DISPATCHER:
                     raise BundleError("nothing can be generated", got=event.reason)
             time.sleep(0.01)
+        self._opened = True
 
     def ask(self, request: Request) -> None:
         """Ask for one result; its id is new. Never waits.
@@ -179,7 +184,7 @@ class Client:
             request = msgspec.structs.replace(request, epoch=None)
         if len(self._open) >= _OPEN:
             self._events.append(Drop(request.id, f"{_OPEN} requests are open"))
-        elif self._line is None or self._heard == math.inf:
+        elif self._line is None or not self._up:
             self._events.append(Drop(request.id, "the dispatcher is not there"))
         elif not self._line.send(request):
             self._events.append(Drop(request.id, "the dispatcher does not keep up"))
@@ -187,7 +192,7 @@ class Client:
             self._open[request.id] = request.deadline + _GRACE
 
     def poll(self, most: int) -> list[Event]:
-        """Take what has come, ``most`` events at most. Never waits.
+        """Take what has come, ``most`` events at most. Waits only where a dispatcher has died: see this module.
 
         Partial answers come only before the end of their request, and of each request there is one end.
         """
@@ -237,9 +242,11 @@ class Client:
                     self._events.append(message)
                 case Notice():
                     self._note(message)
-                case Ready():
+                case Up():
+                    self._up = True
                     self.listening, self._reads_epoch = message.listening, message.reads_epoch
-                    if self._ready:
+                case Ready():
+                    if self._lives > 1:
                         self._note(Notice(DISPATCHER, "ready"))
                     self._ready = True
                 case _:  # a beat, or what comes too late
@@ -252,12 +259,14 @@ class Client:
 
     def _attend(self, now: float) -> None:
         """Look after the dispatcher, and end what there is no hope for."""
-        if self._line is not None and self._ready and now - self._heard > _SILENT:
+        patience = _SILENT if self._up and self._opened else LOADING
+        silent = self._line is not None and now - self._heard > patience
+        if silent:
             self._keeper.kill()
         if (why := self._keeper.ended(now)) is not None:
             self._receive(_OPEN)  # what it still said
-            self._lose(f"it gave no sign for {_SILENT:g} s" if now - self._heard > _SILENT else why)
-        if now >= self._keeper.due and self._ready and not self._finished:
+            self._lose(f"it gave no sign for {patience:g} s" if silent else why)
+        if now >= self._keeper.due and self._opened and not self._finished:
             self._start(now)
         for id_ in [id_ for id_, hope in self._open.items() if now > hope]:
             del self._open[id_]
@@ -270,7 +279,7 @@ class Client:
         self._line = Line(loop, ToLoop, "loop")
         told = msgspec.structs.replace(self._plan, loop=loop, local=local)
         self._keeper.start(now, told)
-        self._heard = math.inf  # it loads first, and says nothing
+        self._heard, self._up = now, False  # it loads first, and says nothing
 
     def _lose(self, why: str) -> None:
         """The dispatcher is gone."""

@@ -43,11 +43,12 @@ from .link import (
     Quit,
     Ready,
     ToDispatcher,
+    Up,
     Waiter,
     WorkerState,
 )
 from .link import Cancel as CancelJob
-from .supervise import UNABLE, Keeper, die_with_parent
+from .supervise import LOADING, UNABLE, Keeper, die_with_parent
 from .tiers.base import First, plain
 from .tiers.open import open_first
 from .worker import BEAT, MODULE, OPENS, SILENCE, STUCK, WorkerPlan, fingerprint
@@ -73,8 +74,9 @@ class DispatcherPlan(msgspec.Struct, frozen=True):
 
     ``bundle`` and ``generator`` to read; ``kinds`` that will be asked for; ``workers`` to start, where the generator
     has a tier for them; ``loop`` endpoint of the hot loop, ``local`` that of these workers; ``listen`` where those of
-    other machines may join, with ``keys``, or ""; ``costs`` folder, "" to keep none; ``punctual`` and ``opens``: see
-    :class:`~.ladder.Ladder` and :class:`~.worker.WorkerPlan`.
+    other machines may join, with ``keys``, or ""; ``costs`` folder, "" to keep none; ``loading`` seconds that each
+    of these workers may take to come up; ``punctual`` and ``opens``: see :class:`~.ladder.Ladder` and
+    :class:`~.worker.WorkerPlan`.
     """
 
     bundle: str
@@ -87,6 +89,7 @@ class DispatcherPlan(msgspec.Struct, frozen=True):
     keys: str = ""
     costs: str = ""
     ladder: LadderSettings = LadderSettings()
+    loading: float = LOADING
     punctual: bool = True
     opens: str = OPENS
 
@@ -125,10 +128,13 @@ class Dispatcher:
         self._fingerprint = fingerprint(self.generator.manifest)
         self._keepers: dict[str, tuple[Keeper, WorkerPlan]] = {}
         self._peers: dict[bytes, _Peer] = {}
+        self._loading: dict[str, float] = {}  # workers that were started and have not said Hello: since when
         self._running: dict[str, tuple[Start, float]] = {}
         self._states: dict[str, WorkerState] = {}
         self._tried: set[str] = set()
-        self._outbox: deque[Answer | Drop | Notice | Ready] = deque()
+        latent = self.generator.manifest.latent
+        up = Up(self._hub.listening, latent is not None and latent.reads == "epoch")
+        self._outbox: deque[Answer | Drop | Notice | Up | Ready] = deque([up])
         self._waiter = Waiter()
         self._refused = 0
         self._said_ready = self._ended = False
@@ -226,6 +232,7 @@ class Dispatcher:
             del self._peers[other]
         self._peers[peer] = _Peer(name, now)
         self._running.pop(name, None)
+        self._loading.pop(name, None)
         offers: dict[Tier, Offer] = {}
         for card in hello.tiers:
             cost = self._costs.of(card.tier, plain(hello.device)[:64], plain(hello.host)[:64])
@@ -296,8 +303,7 @@ class Dispatcher:
         """Send what waits to the hot loop; partial answers are not worth waiting for."""
         if not self._said_ready and self._tried >= self._keepers.keys():
             self._said_ready = True
-            latent = self.generator.manifest.latent
-            self._outbox.append(Ready(self._hub.listening, latent is not None and latent.reads == "epoch"))
+            self._outbox.append(Ready())
         while self._outbox:
             message = self._outbox[0]
             if not self._line.send(message) and not (isinstance(message, Answer) and message.partial):
@@ -321,6 +327,7 @@ class Dispatcher:
                 self._lose(name, why, "failed" if keeper.due == math.inf else "lost")
             if keeper.due <= now:
                 keeper.start(now, told)
+                self._loading[name] = now
                 if keeper.descriptor is not None:
                     self._waiter.add(keeper.descriptor)
                 self._say(name, "starting")
@@ -332,6 +339,8 @@ class Dispatcher:
             self._hub.send(peer, Beat())
             if now - known.heard > (STUCK if known.name in self._keepers else SILENCE):
                 self._kill(known.name, f"not heard of for {now - known.heard:.0f} s")
+        for name in [name for name, since in self._loading.items() if now - since > self._plan.loading]:
+            self._kill(name, f"not up {self._plan.loading:g} s after its start")
         if self._hub.refused > self._refused:
             self._refused = self._hub.refused
             self._outbox.append(
@@ -358,6 +367,7 @@ class Dispatcher:
         for peer in [key for key, known in self._peers.items() if known.name == name]:
             del self._peers[peer]
         self._running.pop(name, None)
+        self._loading.pop(name, None)
         if self._states.get(name) not in ("lost", "failed"):
             self._say(name, state, why)
         self._act(self._ladder.gone(name, self._clock(), why))

@@ -129,8 +129,8 @@ class Notice(msgspec.Struct, frozen=True, tag=True):
     reason: str = ""
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
-    """To the hot loop: each worker is warm or has failed once.
+class Up(msgspec.Struct, frozen=True, tag=True):
+    """To the hot loop: requests may come, workers or not.
 
     ``listening`` where others may join, "" for nowhere; ``reads_epoch`` a tier does, beside the embedding.
     """
@@ -139,12 +139,16 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     reads_epoch: bool = False
 
 
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """To the hot loop: each worker is warm or has failed once."""
+
+
 class Close(msgspec.Struct, frozen=True, tag=True):
     """To the dispatcher: no more requests come."""
 
 
 ToDispatcher: TypeAlias = Request | Close
-ToLoop: TypeAlias = Answer | Drop | Notice | Ready | Beat
+ToLoop: TypeAlias = Answer | Drop | Notice | Up | Ready | Beat
 ToWorker: TypeAlias = Job | Cancel | Introduce | Quit | Beat
 FromWorker: TypeAlias = Hello | Progress | Done | Failed | Beat
 

@@ -16,6 +16,8 @@ FIRST, LONGEST = 0.5, 30.0
 """Seconds before a restart: the first, and the longest."""
 GOOD = 60.0
 """Seconds of life after which the past is forgotten."""
+LOADING = 600.0
+"""Seconds after which a process that is still not up is taken to hang: large models come from slow disks."""
 UNABLE = 2
 """Exit status of a process that would only fail again; the last line that it writes says why."""
 
