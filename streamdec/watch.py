@@ -257,8 +257,8 @@ def generation(stats: Stats) -> dict[str, str]:
 
 def account(counts: Counts) -> str:
     """Write the account in one line; what never happened is left out."""
-    rare = ("rejected", "lost_data", "late", "cancelled", "duplicate", "garbage", "ignored")
-    rare = (*rare, "lost_markers", "gaps", "missing_samples", "unrecorded")
+    refused = ("duplicate", "garbage", "ignored", "lost_markers")
+    rare = ("rejected", "lost_data", "late", "cancelled", *refused, "gaps", "missing_samples", "unrecorded")
     parts = [f"onsets {counts.onsets}", f"decided {counts.decided}", f"open {counts.open}"]
     parts += [f"{name.replace('_', ' ')} {n}" for name in rare if (n := getattr(counts, name))]
     return "  ".join(parts)
