@@ -106,7 +106,7 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def make(data: Data, cache: Path, out: Path, steps: int = 9000, batch: int = 32) -> dict[str, Any]:
+def make(data: Data, cache: Path, out: Path, steps: int = 15000, batch: int = 32) -> dict[str, Any]:
     """Train it on the latents of ``out``/vae and the words of clip beside ``out``; write a pipeline of diffusers."""
     torch.manual_seed(SEED)
     module, words, schedule = build(), tokenizer(), scheduler()
