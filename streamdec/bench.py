@@ -28,6 +28,7 @@ from .demo import DEMO_BUNDLE, serve_process
 from .errors import StreamError
 from .feed.schema import Generation, Retrieval, Session, Stats
 from .feed.subscriber import Subscriber
+from .priority import go_first
 from .signal.rate import Rate
 from .types import Float64, StreamInfo
 
@@ -104,6 +105,7 @@ def feed(plan: Plan, log: Path) -> None:
     while not (outlet.have_consumers() and markers.have_consumers()):
         time.sleep(0.01)
     time.sleep(1.5)  # liblsl hands samples on only once the inlets have settled
+    go_first()  # with liblsl's threads: an amplifier waits for nobody's processor
     start = local_clock() + 0.05
     pushed: list[tuple[float, int]] = []
     onset_times = start + plan.onsets / plan.sfreq
