@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 _LOWEST = 1  # of the real-time priorities: each goes before all ordinary programs
+_PATIENCE = 0.1  # s for a thread to come to wait for something
 
 
 def go_first() -> str:
-    """Run all threads of this process in real time from now on (Linux: SCHED_RR); processes that it starts do not.
+    """Run this thread and all that wait for something in real time from now on (Linux: SCHED_RR).
 
     A thread that wakes up then has a processor at once, however many programs want one. Linux keeps a share of every
-    second for the others, whatever the thread does.
+    second for the others, whatever the thread does. Threads and processes that are started later are ordinary ones; so
+    are threads that computed all the while: they are left out, since one that has not begun yet looks the same, and
+    libzmq ends the process where it finds the policy of a beginning thread changed.
 
     Returns
     -------
@@ -23,14 +28,32 @@ def go_first() -> str:
     """
     if sys.platform != "linux":
         return "asked of Linux only"
-    for thread in Path("/proc/self/task").iterdir():
-        try:
-            os.sched_setscheduler(int(thread.name), os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_LOWEST))
-        except ProcessLookupError:  # it has ended meanwhile
-            continue
-        except OSError as error:
-            return error.strerror or str(error)
+    own = str(threading.get_native_id())
+    deadline = time.monotonic() + _PATIENCE
+    waiting = [thread for thread in Path("/proc/self/task").iterdir() if thread.name != own]
+    try:
+        _raise(0)
+        while waiting and time.monotonic() < deadline:
+            waiting = [thread for thread in waiting if not _settled(thread)]
+            time.sleep(0.001)
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
+
+
+def _raise(thread: int) -> None:
+    os.sched_setscheduler(thread, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_LOWEST))
+
+
+def _settled(thread: Path) -> bool:
+    """Raise a thread of /proc that waits for something; False where it computes, or has yet to begin."""
+    try:
+        if (thread / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] != "S":
+            return False
+        _raise(int(thread.name))
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        pass
+    return True
 
 
 def allowed() -> bool:
@@ -40,11 +63,9 @@ def allowed() -> bool:
     may: list[bool] = []
 
     def ask() -> None:
-        try:
-            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_LOWEST))
-        except OSError:
-            return
-        may.append(True)
+        with suppress(OSError):
+            _raise(0)
+            may.append(True)
 
     asking = threading.Thread(target=ask)  # it is a thread's own matter: the caller's stays as it is
     asking.start()

@@ -33,7 +33,6 @@ from streamdec.bench import Measured, Plan, measure
 from streamdec.decode import bundle as bundles
 from streamdec.feed.schema import Dropped, Generated, Retrieval, Session
 from streamdec.feed.subscriber import Subscriber
-from streamdec.priority import go_first
 
 BAR = 2.0
 SOA = 0.2
@@ -153,7 +152,6 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, default=SIMULATE / "demo_full.zip")
     parser.add_argument("--generator", type=Path, default=SIMULATE / "demo_generator")
     options = parser.parse_args()
-    go_first()  # what measures the loop is not to be late itself
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "lsl_api.cfg"
         config.write_text(loopback(tag()), encoding="utf-8")
