@@ -26,7 +26,7 @@ from .acquire.lsl.outlet import LslOutlet
 from .decode import bundle as bundles
 from .demo import DEMO_BUNDLE, serve_process
 from .errors import StreamError
-from .feed.schema import Generation, Retrieval, Session, Stats
+from .feed.schema import Generation, Retrieval, Session, Stats, Timing
 from .feed.subscriber import Subscriber
 from .priority import go_first
 from .signal.rate import Rate
@@ -151,12 +151,15 @@ def read_log(path: Path) -> Log:
 class Measured(msgspec.Struct, frozen=True, eq=False):
     """One run.
 
-    ``latency`` (n,) seconds from push to receipt; ``misplaced`` onsets not on their sample; ``cpu``
+    ``latency`` (n,) seconds from push to receipt, ``receipt`` (n,) by the LSL clock, ``timing`` of each as the loop saw
+    it; ``misplaced`` onsets not on their sample; ``cpu``
     seconds of the serving process per second of stream; ``stages`` median seconds per stage as the loop saw it;
     ``memory`` resident bytes; ``generation`` the newest account of what was generated beside it.
     """
 
     latency: Float64
+    receipt: Float64
+    timing: tuple[Timing, ...]
     decided: int
     misplaced: int
     cpu: float
@@ -203,11 +206,14 @@ def measure(bundle: Path, plan: Plan, *more: str, beside: Beside | None = None) 
         feeder.wait(30)
         log = read_log(log_path)
     events = np.array([int(m.key) - 1 for _, m in received], np.int64)
-    latency = np.array([now for now, _ in received]) - log.push_of(plan.last_needed[events])
+    receipt = np.array([now for now, _ in received])
+    latency = receipt - log.push_of(plan.last_needed[events])
+    timing = tuple(message.timing for _, message in received)
     cut = np.array([m.onset_time - m.residual for _, m in received])
     true = log.start + plan.onsets[events] / plan.sfreq
     misplaced = int(np.sum(np.abs(cut - true) > 0.5 / plan.sfreq))
-    return Measured(latency, len(received), misplaced, cpu / (plan.n_samples / plan.sfreq), stages, memory, generation)
+    load = cpu / (plan.n_samples / plan.sfreq)
+    return Measured(latency, receipt, timing, len(received), misplaced, load, stages, memory, generation)
 
 
 def _cpu_seconds(pid: int) -> float:

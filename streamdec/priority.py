@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
+
+Process: TypeAlias = subprocess.Popen[bytes]
 
 _LOWEST = 1  # of the real-time priorities: each goes before all ordinary programs
 _PATIENCE = 0.1  # s for a thread to come to wait for something
@@ -39,6 +44,24 @@ def go_first() -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def start_at_once(start: Callable[[], Process]) -> Process:
+    """Start a process that begins in real time where this thread runs so, and is an ordinary one from then on.
+
+    Who starts a process waits until it has begun, which would be when the ordinary programs leave it a processor.
+    """
+    if sys.platform != "linux" or os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_RR:
+        return start()
+    with suppress(OSError):  # who has the right to real time, but no more, may not hand it on
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_LOWEST))
+    try:
+        process = start()
+        with suppress(OSError):
+            os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
+    finally:
+        _raise(0)
+    return process
 
 
 def _raise(thread: int) -> None:

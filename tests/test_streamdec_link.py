@@ -228,3 +228,19 @@ def test_what_cannot_be_opened(opened: Callable[..., Any], tmp_path: Path) -> No
         link.Line(hub.listening, link.ToWorker, "worker", tmp_path)
     with pytest.raises(ConfigError, match="endpoint"):
         link.Line("tcp://", link.ToWorker, "worker")
+
+
+def test_a_line_leaves_the_context_it_was_given_to_its_owner(tmp_path: Path) -> None:
+    with zmq.Context() as context:
+        first = link.Line[Any](f"ipc://{tmp_path}/first", link.ToLoop, "loop", context=context)
+        second = link.Line[Any](f"ipc://{tmp_path}/second", link.ToLoop, "loop", context=context)
+        first.close()
+        first.close()
+        dispatcher = link.Line[Any](second.endpoint, link.ToDispatcher, "dispatcher")
+        until(lambda: dispatcher.send(ANSWER))
+        until(lambda: second.receive() == ANSWER)
+        with pytest.raises(ConfigError, match="endpoint"):
+            link.Line[Any](f"ipc://{tmp_path}/none/such", link.ToLoop, "loop", context=context)
+        assert not context.closed
+        for line in (dispatcher, second):
+            line.close()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asked of Linux 
 
 PROGRAM = """
 import os, subprocess, sys, threading
-from streamdec.priority import allowed, go_first
+from streamdec.priority import allowed, go_first, start_at_once
 ready, end = threading.Event(), threading.Event()
 thread = threading.Thread(target=lambda: (ready.set(), end.wait()))
 thread.start()
@@ -26,6 +26,10 @@ policies = [os.sched_getscheduler(int(tid)) & ~os.SCHED_RESET_ON_FORK for tid in
 print(len(policies) > 1, set(policies) == {os.SCHED_RR}, set(policies) == {os.SCHED_OTHER}, flush=True)
 child = "import os; print(os.sched_getscheduler(0) == os.SCHED_OTHER)"
 print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout.strip())
+before = os.sched_getscheduler(0)
+with start_at_once(lambda: subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)) as process:
+    print(os.sched_getscheduler(process.pid) == os.SCHED_OTHER, os.sched_getscheduler(0) == before)
+    process.kill()
 end.set()
 """
 
@@ -49,7 +53,7 @@ def run(*before: str, program: str = PROGRAM) -> list[str]:
 
 @pytest.mark.skipif(not allowed(), reason="no real-time priority for this user")
 def test_every_thread_goes_first_and_no_child_does() -> None:
-    assert run() == ["True True", "", "True True False", "True"]
+    assert run() == ["True True", "", "True True False", "True", "True True"]
 
 
 @pytest.mark.skipif(not allowed(), reason="no real-time priority for this user")
@@ -61,4 +65,4 @@ def test_a_thread_that_only_begins_is_left_to_it() -> None:
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root's setpriv takes the right away")
 def test_who_may_not_goes_on_as_before() -> None:
     told = run("setpriv", "--bounding-set", "-sys_nice")
-    assert told == ["False True", "Operation not permitted", "True False True", "True"]
+    assert told == ["False True", "Operation not permitted", "True False True", "True", "True True"]

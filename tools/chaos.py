@@ -28,19 +28,20 @@ import numpy as np
 import psutil
 from bench_live import SIMULATE, show, tag
 
-from streamdec.acquire.lsl.library import loopback
+from streamdec.acquire.lsl.library import local_clock, loopback
 from streamdec.bench import Measured, Plan, measure
 from streamdec.decode import bundle as bundles
 from streamdec.feed.schema import Dropped, Generated, Retrieval, Session
 from streamdec.feed.subscriber import Subscriber
 
 BAR = 2.0
+SLOWEST = 5  # decisions shown of each run
 SOA = 0.2
 
 
 def kill(pid: int, seed: int) -> None:
-    """Do harm to the children of the serving process until stdin ends; print what was done."""
-    chance, done = random.Random(seed), Counter[str]()  # noqa: S311 - no secret
+    """Do harm to the children of the serving process until stdin ends; print what was done, and when (LSL clock)."""
+    chance, done = random.Random(seed), list[tuple[float, str]]()  # noqa: S311 - no secret
     server = psutil.Process(pid)
     os.set_blocking(sys.stdin.fileno(), False)
     while sys.stdin.buffer.read(1) != b"":
@@ -55,7 +56,7 @@ def kill(pid: int, seed: int) -> None:
             if programs[name]:
                 harm = chance.choice(("SIGKILL", "SIGKILL", "SIGSTOP"))
                 chance.choice(programs[name]).send_signal(getattr(signal, harm))
-                done[f"{harm} of a {name}"] += 1
+                done.append((local_clock(), f"{harm} of a {name}"))
     print(json.dumps(done))
 
 
@@ -112,6 +113,7 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, dict[st
     signal_ = manifest.signal
     plan = Plan(tag(), signal_.ch_names, signal_.sfreq, n_events, SOA, tmin=signal_.tmin, tmax=signal_.tmax)
     watchers: list[subprocess.Popen[str]] = []
+    harm: list[tuple[float, str]] = []
 
     @contextmanager
     def beside(server: subprocess.Popen[str], endpoint: str) -> Iterator[None]:
@@ -125,14 +127,31 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, dict[st
             with program("kill", str(server.pid), str(options.seed)) as killer:
                 yield
             assert killer.stdout is not None
-            show("chaos", harm=json.loads(killer.stdout.read()))
+            harm.extend(json.loads(killer.stdout.read()))
+            show("chaos", harm=Counter(what for _, what in harm))
 
     run = measure(options.bundle, plan, "--generator", str(options.generator), beside=beside)
     assert watchers[0].stdout is not None
     seen = json.loads(watchers[0].stdout.read())
     milliseconds = {name: round(1e3 * float(np.percentile(run.latency, q)), 3) for name, q in QUANTILES.items()}
     show("chaos", chaos=chaos, n=run.decided, of=n_events, **milliseconds, **seen)
+    for i in np.argsort(-run.latency)[:SLOWEST]:
+        show("slow", chaos=chaos, **where(run, int(i)), after=shortly_before(run.receipt[i] - run.latency[i], harm))
     return run, seen
+
+
+def where(run: Measured, i: int) -> dict[str, float]:
+    """Milliseconds that a decision took, and those of its way: to the loop, in the loop, and back from it."""
+    timing, push = run.timing[i], run.receipt[i] - run.latency[i]
+    moments = (push, timing.arrival, timing.ready, timing.encoded, timing.retrieved, timing.published, run.receipt[i])
+    stages = ("arrival", "ready", "encoded", "retrieved", "published", "receipt")
+    steps = {name: round(1e3 * step, 2) for name, step in zip(stages, np.diff(moments), strict=True)}
+    return {"ms": round(1e3 * float(run.latency[i]), 2), **steps}
+
+
+def shortly_before(moment: float, harm: list[tuple[float, str]]) -> list[str]:
+    """What was done in the last second before a moment."""
+    return [f"{what} {1e3 * (moment - at):.0f} ms before" for at, what in harm if 0 <= moment - at < 1]
 
 
 QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}

@@ -1,7 +1,7 @@
 """The hot loop's end: asks for captions and pictures, and takes what has come. Nothing in it grows.
 
-It never waits, but for this: where the dispatcher has died, its sockets are closed and new ones made, and a process is
-started in its place, which costs the loop some milliseconds, once for each death.
+It never waits, but for this: where the dispatcher has died, a process is started in its place, which costs the loop a
+millisecond, once for each death; many where it may not run in real time and every processor is taken.
 
 The dispatcher is a process of its own. This end keeps the list of what is open: whatever becomes of the dispatcher,
 each request ends in exactly one answer or drop.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
+import zmq
 
 from ...errors import BundleError, ConfigError
 from .dispatcher import DispatcherPlan, Local
@@ -143,6 +144,7 @@ class Client:
         self._plan, self._clock = plan, clock
         self._folder = Path(tempfile.mkdtemp(prefix="streamdec-"))
         self._keeper = Keeper("streamdec.decode.generate.dispatcher")
+        self._context = zmq.Context(io_threads=1)  # one for all dispatchers: to end one is to wait for its threads
         self._line: Line[ToLoop] | None = None
         self._lives = 0
         self._open: dict[int, float] = {}  # until when there is hope for an answer
@@ -227,6 +229,7 @@ class Client:
         if self._line is not None:
             self._line.close()
             self._line = None
+        self._context.destroy(linger=0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self, most: int) -> None:
@@ -276,7 +279,7 @@ class Client:
         self._lives += 1
         loop, local = (f"ipc://{self._folder}/{name}-{self._lives}" for name in ("loop", "workers"))
         self._folder.mkdir(mode=0o700, exist_ok=True)  # a session can outlive what cleans up among temporary files
-        self._line = Line(loop, ToLoop, "loop")
+        self._line = Line(loop, ToLoop, "loop", context=self._context)
         told = msgspec.structs.replace(self._plan, loop=loop, local=local)
         self._keeper.start(now, told)
         self._heard, self._up = now, False  # it loads first, and says nothing

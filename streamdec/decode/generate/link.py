@@ -208,6 +208,8 @@ class Line(Generic[T]):
         Whose end it is: the hot loop's is bound, the others connect.
     keys : Path, optional
         A client's folder, made by `streamdec keys`.
+    context : zmq.Context, optional
+        The caller's, which ends it: the end of one is waited for, that of a line in it is not. Without it, its own.
 
     Attributes
     ----------
@@ -221,13 +223,19 @@ class Line(Generic[T]):
     """
 
     def __init__(
-        self, endpoint: str, receives: Any, role: Literal["loop", "dispatcher", "worker"], keys: Path | None = None
+        self,
+        endpoint: str,
+        receives: Any,
+        role: Literal["loop", "dispatcher", "worker"],
+        keys: Path | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         self.endpoint, self.garbage = endpoint, 0
         self._codec: Codec[T] = Codec(receives)
         self._role, self._keys = role, keys
-        self._context = zmq.Context(io_threads=1)
-        self._socket = self._open()
+        self._owns = context is None
+        self._context = context or zmq.Context(io_threads=1)
+        self._open()
 
     def send(self, message: msgspec.Struct) -> bool:
         """Send, or tell that nobody is there, or that too much waits already."""
@@ -249,14 +257,18 @@ class Line(Generic[T]):
     def redial(self) -> None:
         """Leave a connection from which nothing is heard any more, with all that waits in it, and connect anew."""
         self._socket.close(linger=0)
-        self._socket = self._open()
+        self._open()
 
     def close(self, linger: float = 0.0) -> None:
         """Let go, after ``linger`` seconds at most for what still waits. Idempotent."""
-        self._context.destroy(linger=round(1e3 * linger))
+        if self._owns:
+            self._context.destroy(linger=round(1e3 * linger))
+        else:
+            self._socket.close(linger=round(1e3 * linger))
 
-    def _open(self) -> zmq.Socket[bytes]:
+    def _open(self) -> None:
         end: zmq.Socket[bytes] = self._context.socket(zmq.DEALER if self._role == "worker" else zmq.PAIR)
+        self._socket = end
         try:
             _bound(end)
             end.immediate = True  # nothing waits for a peer that may come some day
@@ -273,7 +285,6 @@ class Line(Generic[T]):
         except ConfigError:
             self.close()
             raise
-        return end
 
 
 class Hub:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from ...priority import start_at_once
+
 FIRST, LONGEST = 0.5, 30.0
 """Seconds before a restart: the first, and the longest."""
 GOOD = 60.0
@@ -84,7 +86,7 @@ class Keeper:
         command = [sys.executable, "-P", "-m", self._module, msgspec.json.encode(plan).decode()]
         self._started, self.due = now, float("inf")
         try:
-            self._process = _spawn(command, self._threads)
+            self._process = start_at_once(lambda: _spawn(command, self._threads))
         except OSError as error:  # no memory, no more processes
             self._unborn = f"it cannot be started: {error.strerror}"
             return
