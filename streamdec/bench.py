@@ -26,7 +26,7 @@ from .acquire.lsl.outlet import LslOutlet
 from .decode import bundle as bundles
 from .demo import DEMO_BUNDLE, serve_process
 from .errors import StreamError
-from .feed.schema import Generation, Retrieval, Session, Stats, Timing
+from .feed.schema import Generation, Quantiles, Retrieval, Session, Stats, Timing
 from .feed.subscriber import Subscriber
 from .priority import go_first
 from .signal.rate import Rate
@@ -153,7 +153,7 @@ class Measured(msgspec.Struct, frozen=True, eq=False):
 
     ``latency`` (n,) seconds from push to receipt, ``receipt`` (n,) by the LSL clock, ``timing`` of each as the loop saw
     it; ``misplaced`` onsets not on their sample; ``cpu``
-    seconds of the serving process per second of stream; ``stages`` median seconds per stage as the loop saw it;
+    seconds of the serving process per second of stream; ``stages`` of the loop, as it counted them;
     ``memory`` resident bytes; ``generation`` the newest account of what was generated beside it.
     """
 
@@ -163,7 +163,7 @@ class Measured(msgspec.Struct, frozen=True, eq=False):
     decided: int
     misplaced: int
     cpu: float
-    stages: dict[str, float]
+    stages: dict[str, Quantiles]
     memory: int
     generation: dict[str, Generation]
 
@@ -183,7 +183,7 @@ def measure(bundle: Path, plan: Plan, *more: str, beside: Beside | None = None) 
             stack.enter_context(beside(server, endpoint))
         received: list[tuple[float, Retrieval]] = []
         memory = 0
-        stages: dict[str, float] = {}
+        stages: dict[str, Quantiles] = {}
         generation: dict[str, Generation] = {}
         with Subscriber(endpoint, ("retrieval", "stats", "session")) as subscriber:
             go_first()  # with the feed's own thread: what measures a loop is not to be late itself
@@ -201,7 +201,7 @@ def measure(bundle: Path, plan: Plan, *more: str, beside: Beside | None = None) 
                     raise StreamError("the bench's own stream was refused", got=got.message.reason)
                 elif isinstance(got.message, Stats):
                     memory, generation = got.message.memory, got.message.generation
-                    stages = {name: q.p50 for name, q in got.message.latency.items()}
+                    stages = got.message.latency
             cpu = _cpu_seconds(server.pid)
         feeder.wait(30)
         log = read_log(log_path)
@@ -246,8 +246,8 @@ def bench(bundle: str | None, n_events: int, soa: float, chunk: int) -> Iterator
     worst = 1e3 * run.latency.max()
     spread = f"median {p50:.2f} ms, p95 {p95:.2f}, p99 {p99:.2f}, max {worst:.2f}"
     yield f"push of the last needed sample to receipt: {spread}"
-    for stage, median in run.stages.items():
-        yield f"  {stage:9s} median {1e3 * median:8.3f} ms"
+    for stage, of_stage in run.stages.items():
+        yield f"  {stage:9s} median {1e3 * of_stage.p50:8.3f} ms, max {1e3 * of_stage.max:8.3f}"
     yield f"{run.decided} of {n_events} decided, {run.misplaced} onsets off their sample"
     yield f"serving process: {100 * run.cpu:.1f} % of a core, {run.memory / 1e6:.0f} MB resident"
 

@@ -30,7 +30,7 @@ from .types import Candidate, Chunk, Ended, Epoch, Event, Float32, Marker, Onset
 
 _STATS_EVERY = 1.0  # seconds
 _EXPECTING = 0.005  # seconds between two looks for what was asked for: a tier may answer 20 ms before its deadline
-STAGES = ("wait", "ready", "encode", "retrieve", "publish", "total")
+STAGES = ("wait", "ready", "encode", "retrieve", "publish", "total", "turn")
 
 
 class Outlet(Protocol):
@@ -174,6 +174,15 @@ class Session:
     def warn(self, reason: str) -> None:
         """Say what is not as it was asked for."""
         self._publish(schema.Session(state="warning", time=self._clock(), reason=reason))
+
+    def turn(self, event: Event | None) -> None:
+        """One turn of the loop, None where nothing came in, and how long it was away from the streams."""
+        began = self._clock()
+        if event is None:
+            self.idle()
+        else:
+            self.step(event)
+        self.telemetry.add("turn", self._clock() - began)
 
     def step(self, event: Event) -> None:
         """Take one event through to the feed."""
@@ -401,10 +410,7 @@ def run(inlet: Inlet, session: Session, stopped: Callable[[], bool], poll: float
     """
     while not stopped():
         event = inlet.pull(_EXPECTING if session.expecting else poll)
-        if event is None:
-            session.idle()
-            continue
-        session.step(event)
+        session.turn(event)
         if not isinstance(event, (Chunk, Marker)) and getattr(event, "state", "") == "ended":
             return "end of recording"
     return "stopped"

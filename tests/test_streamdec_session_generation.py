@@ -162,6 +162,7 @@ def test_the_loop_looks_often_while_something_is_open(bundle: Bundle) -> None:
     live = session(bundle, inlet.eeg, MemoryOutlet(), Config(), engines(bundle, Config()), generation=generation)
     run(inlet, live, lambda: False)
     assert {(True, 0.005), (False, 0.05)} == set(inlet.waits)
+    assert live.telemetry.stages["turn"].n == len(inlet.waits)
 
 
 end = st.one_of(

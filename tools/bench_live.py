@@ -84,7 +84,7 @@ def full(runs: int, n_events: int) -> None:
             plan = Plan(tag(), E63, 1000.0, n_events, tmax=0.799)
             run = measure(bundle, plan)
             ours.append(run.latency)
-            stages = {name: round(1e3 * value, 3) for name, value in run.stages.items()}
+            stages = {name: round(1e3 * stage.p50, 3) for name, stage in run.stages.items()}
             show(
                 "full",
                 who="streamdec",

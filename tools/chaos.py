@@ -4,8 +4,15 @@
 
 A calm run of `streamdec serve` with a generator, then one as long in which every few seconds a worker, or now and then
 the dispatcher, gets SIGKILL or SIGSTOP. Printed: whether every decision led to exactly one end per kind on the feed,
-how the ends are shared, whether the session ended cleanly, and event-to-result of both runs, the longest with chaos
-against the 99.9th percentile without. Exit code 1 where one of it is not as it should be.
+how the ends are shared, whether the session ended cleanly, and of both runs
+
+- "loop": what the hot loop took for a decision, from the packet that completed its epoch to the feed; "turn_max": its
+  longest turn of any kind, in which it is away from the streams. The longest of both with chaos is held against the
+  99.9th percentile without.
+- "receipt": from the push of that packet by another process to the receipt by a third one. It has the waits of liblsl,
+  ZeroMQ and the kernel as well, and, on a virtual machine, those for its host: "stolen", % of the processors' time.
+
+Exit code 1 where something is lost, the session does not end cleanly, or the hot loop feels it.
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ from streamdec.bench import Measured, Plan, measure
 from streamdec.decode import bundle as bundles
 from streamdec.feed.schema import Dropped, Generated, Retrieval, Session
 from streamdec.feed.subscriber import Subscriber
+from streamdec.types import Float64
 
 BAR = 2.0
 SLOWEST = 5  # decisions shown of each run
@@ -130,14 +138,27 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, dict[st
             harm.extend(json.loads(killer.stdout.read()))
             show("chaos", harm=Counter(what for _, what in harm))
 
+    before = psutil.cpu_times()
     run = measure(options.bundle, plan, "--generator", str(options.generator), beside=beside)
+    passed = np.subtract(psutil.cpu_times(), before)
+    stolen = 100 * dict(zip(before._fields, passed, strict=True)).get("steal", 0.0) / passed.sum()
     assert watchers[0].stdout is not None
     seen = json.loads(watchers[0].stdout.read())
-    milliseconds = {name: round(1e3 * float(np.percentile(run.latency, q)), 3) for name, q in QUANTILES.items()}
-    show("chaos", chaos=chaos, n=run.decided, of=n_events, **milliseconds, **seen)
+    times = {"loop": of_loop(run), "receipt": run.latency}
+    quantiles = {
+        name: {quantile: round(1e3 * float(np.percentile(time, q)), 2) for quantile, q in QUANTILES.items()}
+        for name, time in times.items()
+    }
+    turn = round(1e3 * run.stages["turn"].max, 2)
+    show("chaos", chaos=chaos, n=run.decided, of=n_events, **quantiles, turn_max=turn, stolen=round(stolen, 2), **seen)
     for i in np.argsort(-run.latency)[:SLOWEST]:
         show("slow", chaos=chaos, **where(run, int(i)), after=shortly_before(run.receipt[i] - run.latency[i], harm))
     return run, seen
+
+
+def of_loop(run: Measured) -> Float64:
+    """Seconds of each decision that are the loop's own: from the packet that completed its epoch to the feed."""
+    return np.array([timing.published - timing.arrival for timing in run.timing])
 
 
 def where(run: Measured, i: int) -> dict[str, float]:
@@ -178,14 +199,15 @@ def main() -> int:
         calm, _ = session(options, chaos=False)
         wild, seen = session(options, chaos=True)
     n = seen["decided"]
-    usual = float(np.percentile(calm.latency, 99.9))
-    worst = float(wild.latency.max())
+    usual = float(np.percentile(of_loop(calm), 99.9))
+    worst = max(float(of_loop(wild).max()), wild.stages["turn"].max)
     good = {
         "every request one end": seen["once"] == {"caption": n, "reconstruction": n},
         "ended cleanly": bool(seen["clean"]),
         "hot loop": worst <= BAR * usual,
     }
-    show("chaos", worst_ms=round(1e3 * worst, 3), usual_ms=round(1e3 * usual, 3), ratio=round(worst / usual, 3), **good)
+    receipt = float(wild.latency.max() / np.percentile(calm.latency, 99.9))
+    show("chaos", ratio=round(worst / usual, 2), receipt_ratio=round(receipt, 2), bar=BAR, **good)
     return 0 if all(good.values()) else 1
 
 

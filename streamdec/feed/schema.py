@@ -417,7 +417,7 @@ class Stats(Message, frozen=True, kw_only=True, tag="stats", tag_field="topic"):
     ----------
     time : LSL clock.
     counts : the account so far.
-    latency : latency by stage.
+    latency : latency by stage of a retrieval; "turn" is any turn of the loop, in which it is away from the streams.
     sfreq_effective : Hz; the EEG's rate by regression.
     clock_offset : s; LSL clock minus the clock of the EEG's sender.
     clock_jitter : s; spread of the EEG's raw stamps around their line.

@@ -177,6 +177,7 @@ def _stages(session: Recorded) -> tuple[Block, ...]:
         "retrieve": "gallery",
         "publish": "onto the feed",
         "total": "all of it",
+        "turn": "any turn of the loop, away from the streams",
     }
     rows = tuple(
         (what.get(name, name), *(f"{1e3 * value:.2f}" for value in (stage.p50, stage.p95, stage.p99, stage.max)))

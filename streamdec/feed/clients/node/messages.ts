@@ -222,7 +222,7 @@ export interface Stats {
   time: number;
   /** the account so far. */
   counts: Counts;
-  /** latency by stage. */
+  /** latency by stage of a retrieval; "turn" is any turn of the loop, in which it is away from the streams. */
   latency: Record<string, Quantiles>;
   /** Hz; the EEG's rate by regression. */
   sfreq_effective: number;
