@@ -26,20 +26,18 @@ from streamdec.decode import bundle as bundles
 from streamdec.demo import DEMO_SESSION, FULL_DISTINCTNESS, FULL_IDIOSYNCRASY
 from streamdec.simulate.captions import PHRASINGS, attributes, describe
 from streamdec.simulate.subject import Subject
-from streamdec.simulate.things_layout import write, write_images
+from streamdec.simulate.things_layout import write
 from streamdec.simulate.world import Split, World
 
 SIMULATE = Path(__file__).parents[1] / "streamdec" / "simulate"
 MODELS = SIMULATE / "world_models"
 BUNDLE, GENERATOR = SIMULATE / "demo_full.zip", SIMULATE / "demo_generator"
 STAGES = ("simulate", "features", "prior", "fit", "generator", "ship")
-WORLD = World(0)
+WORLD = World(0, n_train=1654, images_per_concept=10)
+"""As many concepts and images as THINGS-EEG2 has; the 200 test concepts are those of any number of training ones."""
 N_SESSIONS = 4
 IMAGES = Path("data/image_set/training_images")
 """What the parts without EEG are fitted on; the features of the store hold the test images' as well."""
-PRIOR_WORLD = World(0, n_train=2680, images_per_concept=6)
-"""What the prior is trained on, an image folder of its own as published: all concepts but the test images'."""
-PRIOR_IMAGES = Path("prior_images/image_set/training_images")
 
 ROLES = ("clip", "vae", "said")
 """What is fused: CLIP's image features, the autoencoder's latents, and CLIP's text features of what an image shows."""
@@ -131,23 +129,17 @@ def simulate(root: Path, models: Path) -> None:
 
 
 def features(root: Path, models: Path) -> None:
-    """Features of all that the store shows, of the training images alone, and of the prior's images; captions."""
-    write_images(root / "prior_images", PRIOR_WORLD)
+    """Features of all that the store shows, and of the training images alone; captions."""
     said = captions(WORLD, "train")
     write_captions(root / "captions.json", said)
     # Of candidates of retrieval, and not in the bank: a caption is made without them.
     write_captions(root / "stimuli.json", said | captions(WORLD, "test"))
-    write_captions(root / "prior_captions.json", captions(PRIOR_WORLD, "train"))
-    for folder, shows, told in (
-        ("stimuli", Path("prepared"), "stimuli.json"),
-        ("features", IMAGES, "stimuli.json"),
-        ("prior_features", PRIOR_IMAGES, "prior_captions.json"),
-    ):
-        encoders = (
-            f"open_clip:{models / 'clip'}",
-            f"vae:{models / 'diffusion' / 'vae'}@size=64",
-            f"open_clip_text:{models / 'clip'}@captions={root / told}",
-        )
+    encoders = (
+        f"open_clip:{models / 'clip'}",
+        f"vae:{models / 'diffusion' / 'vae'}@size=64",
+        f"open_clip_text:{models / 'clip'}@captions={root / 'stimuli.json'}",
+    )
+    for folder, shows in (("stimuli", Path("prepared")), ("features", IMAGES)):
         for role, encoder in zip(ROLES, encoders, strict=True):
             run("features", root / shows, encoder, root / folder / role)
 
@@ -177,14 +169,14 @@ def fit(root: Path, models: Path) -> None:
 
 
 def train_prior(
-    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 2600
+    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 5200
 ) -> None:
-    """Train a prior of some features of its images."""
+    """Train a prior of some features of the training images."""
     config = out.with_suffix(".toml")
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(PRIOR.format(n_dims=N_DIMS, fuse=str(fuse).lower(), n_steps=n_steps), encoding="utf-8")
-    given = ",".join(f"{role}={root / 'prior_features' / role}" for role in roles)
-    run("prior", models / "diffusion", given, root / "prior_features" / "vae", out, "--config", config)
+    given = ",".join(f"{role}={root / 'features' / role}" for role in roles)
+    run("prior", models / "diffusion", given, root / "features" / "vae", out, "--config", config)
 
 
 def train_hvf(root: Path, out: Path, roles: Sequence[str], prior: Path | None, n_dims: int = N_DIMS) -> None:
