@@ -154,7 +154,8 @@ def test_calibration_measures_on_the_clock_that_the_loop_cuts_by(monkeypatch):
     counted, info = hidden_loss()
     settings = IntakeSettings(counter=CounterSettings("COUNT", 256))
     live: list[np.ndarray] = []
-    intake = Intake(Signal(info.ch_names[:-1], SFREQ, 0.0, 0.1), info, settings)
+    wanted = 1.001 * SFREQ  # what the bundle was trained at, the stream says another rate
+    intake = Intake(Signal(info.ch_names[:-1], wanted, 0.0, 0.1), info, settings)
     place = intake.clock.place
 
     def seen(stamps, lost=None):
@@ -165,7 +166,7 @@ def test_calibration_measures_on_the_clock_that_the_loop_cuts_by(monkeypatch):
     monkeypatch.setattr(intake.clock, "place", seen)
     for event in counted:
         intake(event)
-    data, times, _ = placed(ScriptedInlet(counted, info), [0], settings)
+    data, times, _ = placed(ScriptedInlet(counted, info), [0], settings, wanted)
     assert data.shape[1] == len(times) == sum(map(len, live))
     np.testing.assert_array_equal(times, np.concatenate(live))
 

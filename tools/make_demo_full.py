@@ -64,7 +64,7 @@ n_inner = 512
 prior = "{prior}"
 
 [schedule]
-n_epochs_train = 20
+n_epochs_train = 12
 batch_size = 256
 learning_rate = 1e-3
 """

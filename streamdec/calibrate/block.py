@@ -123,8 +123,10 @@ def stream_unit(
     return unit, ratio
 
 
-def placed(inlet: Inlet, rows: Sequence[int], settings: IntakeSettings) -> tuple[Float32, Float64, Float64]:
-    """Channels of the stream on the live loop's clock, and its markers.
+def placed(
+    inlet: Inlet, rows: Sequence[int], settings: IntakeSettings, sfreq: float
+) -> tuple[Float32, Float64, Float64]:
+    """Channels of the stream on the live loop's clock, which expects the bundle's ``sfreq``, and its markers.
 
     Returns
     -------
@@ -139,10 +141,10 @@ def placed(inlet: Inlet, rows: Sequence[int], settings: IntakeSettings) -> tuple
     onsets: list[float] = []
     with inlet:
         inlet.open(0.0)
-        clock, reader = SampleClock(inlet.eeg.sfreq, settings.clock), MarkerReader(settings.markers)
+        clock, reader = SampleClock(sfreq, settings.clock), MarkerReader(settings.markers)
         counter, counts = None, 0
         if settings.counter is not None:
-            counter = CounterReader(settings.counter, inlet.eeg.sfreq)
+            counter = CounterReader(settings.counter, sfreq)
             counts = inlet.eeg.ch_names.index(settings.counter.channel)  # it is there: the intake has looked
         while (event := inlet.pull(0.0)) is not None:
             if isinstance(event, Chunk):

@@ -91,7 +91,7 @@ def by_photodiode(
         rows = [names.index(asked) if asked in names else int(asked)]
     if not rows:
         return None
-    data, times, onsets = placed(open_(), rows, settings)
+    data, times, onsets = placed(open_(), rows, settings, bundle.manifest.signal.sfreq)
     if asked:
         found = latencies.photodiode(data[0], times, onsets, names[rows[0]])
     else:
