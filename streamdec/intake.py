@@ -347,9 +347,3 @@ def cutting(inlet: Inlet, signal: Signal, settings: IntakeSettings) -> Iterator[
             if isinstance(event, Connection) and event.state == "ended":
                 break
         yield from intake.close(now)
-
-
-def cut(inlet: Inlet, signal: Signal, settings: IntakeSettings) -> tuple[list[Epoch], list[Ended]]:
-    """Cut every epoch of a recording, see :func:`cutting`: those that there are, and the onsets without one."""
-    made = list(cutting(inlet, signal, settings))
-    return [each for each in made if isinstance(each, Epoch)], [each for each in made if isinstance(each, Ended)]

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 import strangers
+from cut import cut
 from serving import playing, streamdec
 from small_bundle import N_IMAGES, SFREQ, TMAX, eeg_info, presentation, write_bundle
 
@@ -31,7 +32,7 @@ from streamdec.decode.engine import OnnxEngine
 from streamdec.decode.manifest import Calibrated
 from streamdec.errors import BundleError, CalibrationError, ConfigError
 from streamdec.feed import schema
-from streamdec.intake import Intake, IntakeSettings, cut
+from streamdec.intake import Intake, IntakeSettings
 from streamdec.types import StreamInfo
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cut import cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_bundle import SFREQ, ScriptedInlet, eeg_info, events, presentation, write_bundle
@@ -17,7 +18,7 @@ from streamdec.calibrate import latency
 from streamdec.config import Config
 from streamdec.decode import bundle
 from streamdec.errors import CalibrationError, ConfigError
-from streamdec.intake import IntakeSettings, cut
+from streamdec.intake import IntakeSettings
 from streamdec.serve import intake_settings
 from streamdec.types import Chunk, Connection, StreamInfo
 

@@ -19,6 +19,7 @@ import numpy as np
 import pylsl
 import pytest
 import pyxdf
+from cut import cut
 from linear_bundle import write_linear
 from pylsl.util import LostError
 from serving import Serving, playing, streamdec
@@ -37,7 +38,7 @@ from streamdec.errors import StreamMismatch
 from streamdec.feed import schema
 from streamdec.feed.publisher import FeedSettings, Publisher
 from streamdec.feed.subscriber import Subscriber
-from streamdec.intake import Intake, IntakeSettings, Notice, cut
+from streamdec.intake import Intake, IntakeSettings, Notice
 from streamdec.session import run
 from streamdec.signal.chain import Chain
 from streamdec.signal.quality import QualitySettings

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from cut import cut
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_bundle import DIM, NAMES, SFREQ, TMAX, TMIN, ScriptedInlet, eeg_info, events, presentation, write_bundle
@@ -21,7 +22,7 @@ from streamdec.errors import StreamMismatch
 from streamdec.feed import schema
 from streamdec.feed.publisher import Buffer
 from streamdec.feed.schema import Counts
-from streamdec.intake import Intake, IntakeSettings, cut
+from streamdec.intake import Intake, IntakeSettings
 from streamdec.serve import engines, replay, session
 from streamdec.session import MemoryOutlet, run
 from streamdec.signal.quality import robust_sd
