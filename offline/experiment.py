@@ -83,6 +83,8 @@ def fit(
     if (out / "fitted.json").exists():
         report("already fitted")
         return run
+    if absent := [role for role in method.optional if role not in targets]:
+        report(f"without the optional features of {method.name}: {', '.join(absent)}")
     features = {role: of_role.of(joined.items) for role, of_role in targets.items()}
     held = joined.hold_out(settings.validation.by, settings.validation.share, seed)
     fitted = method.fit(samples(joined, features, held, settings.average), settings, seed, device, run, report)

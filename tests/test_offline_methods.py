@@ -141,6 +141,21 @@ def test_what_is_compiled_is_what_onnx_computes(bundle: Bundle) -> None:
         np.testing.assert_allclose(made, expected[:most], atol=1e-4 * np.abs(expected).max())
 
 
+def test_optional_features_that_are_not_given_are_named(store: Prepared, tmp_path: Path) -> None:
+    chosen, lines = method("neuroalign"), []
+
+    def report(line: str, done: int = 0, total: int = 0) -> None:
+        lines.append(line)
+        if done:
+            raise KilledError
+
+    settings = convert({"n_dims": 16, "schedule": SCHEDULE}, chosen.settings, "neuroalign")
+    image = {"image": roles("neuroalign", store)["image"]}
+    with pytest.raises(KilledError):
+        fit(chosen, settings, [store], image, tmp_path / "run", report=report)
+    assert lines[0] == "without the optional features of neuroalign: text"
+
+
 def test_epochs_and_items_are_encoded_one_by_one(fitted: Path, store: Prepared) -> None:
     _, meta, _, encoder = open_run(fitted)
     epochs = np.asarray(store.part("test").epochs[:5])
