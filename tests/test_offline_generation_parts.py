@@ -17,7 +17,7 @@ from offline import checkpoint
 from offline.generation import onnx_file
 from offline.generation.bank import features_of, sentences_of, write_bank
 from offline.generation.latent import LatentNetwork, autoencoder, write_latent
-from offline.generation.linear import Rescaled, fit_linear, fit_shrinkage, typical_length
+from offline.generation.linear import Rescaled, fit_linear, fit_shrinkage, in_a_row, typical_length
 from streamdec.errors import ConfigError, DataError, EngineError
 
 RNG = np.random.default_rng(0)
@@ -71,6 +71,24 @@ def test_shrinkage_of_what_tells_nothing_is_the_mean_image() -> None:
     layer, explained = fit_shrinkage(epochs, images, images)
     np.testing.assert_allclose(layer(torch.from_numpy(epochs[:9])), np.tile(images.mean(0), (9, 1)), atol=0.35)
     assert abs(explained) < 0.05
+
+
+def test_linear_neighbours_become_one_that_rounds_once() -> None:
+    def layer(weight: np.ndarray, bias: float) -> nn.Linear:
+        made = nn.Linear(*weight.shape[::-1])
+        made.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.full((len(weight),), bias)})
+        return made.requires_grad_(False)
+
+    turn = np.linalg.qr(RNG.standard_normal((6, 6)))[0]
+    small = layer((turn * np.logspace(0, -5, 6)) @ turn.T, bias=1e-4)
+    large = layer((turn * np.logspace(0, 5, 6)) @ turn.T, bias=1.0)
+    x = torch.from_numpy(RNG.standard_normal((50, 6)).astype(np.float32))
+    exact = x.double() @ small.weight.T.double() + small.bias.double()
+    exact = exact @ large.weight.T.double() + 1
+    row = in_a_row(nn.Sequential(nn.Flatten(), small), large, nn.ReLU(), small)
+    assert [type(each) for each in row] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
+    errors = [float((found - exact).abs().max()) for found in (large(small(x)), row[:2](x))]
+    assert errors[1] < 0.1 * errors[0]
 
 
 def test_export_refuses_what_differs(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ n_inner = 512
 prior = "{prior}"
 
 [schedule]
-n_epochs_train = 12
+n_epochs_train = 20
 batch_size = 256
 learning_rate = 1e-3
 """
@@ -107,6 +107,7 @@ prior = "prior"
 features = {{ clip = "features/clip", vae = "features/vae", said = "features/said" }}
 size = 64
 max_steps = 4
+guidance = 2.0
 """
 
 

@@ -20,7 +20,7 @@ from ..data.store import Int64, Item
 from ..targets.images import Images
 from ..targets.registry import encoder
 from . import onnx_file
-from .linear import fit_linear
+from .linear import fit_linear, in_a_row
 
 _MAX_SCALE = 1000.0
 _BATCH = 256
@@ -101,7 +101,7 @@ def write_bank(
         adapter = "bank_adapter.onnx"
         rows = np.linspace(0, len(embeddings) - 1, _CHECKED).astype(int)
         examples = [{"embedding": np.ascontiguousarray(embeddings[i : i + 1])} for i in rows]
-        onnx_file.write(folder / adapter, nn.Sequential(before, layer), examples, "features")
+        onnx_file.write(folder / adapter, in_a_row(before, layer), examples, "features")
         seen = (queries @ layer.weight.numpy().T + layer.bias.numpy()).astype(np.float32)
     place = {sentence: i for i, sentence in enumerate(said)}
     asked = np.linspace(0, len(own) - 1, min(_ASKED, len(own))).astype(int)

@@ -33,7 +33,7 @@ from . import diffusion_prior, onnx_file, projector
 from .bank import write_bank
 from .config import DiffusionConfig, GeneratorConfig
 from .latent import write_latent
-from .linear import Rescaled, fit_linear, fit_shrinkage, typical_length
+from .linear import Rescaled, fit_linear, fit_shrinkage, in_a_row, typical_length
 from .loop import Rows
 from .prior import Prior, empty_prompt
 from .source import Shown, Source
@@ -149,7 +149,7 @@ class _Builder:
             return
         images = self._rescaled(self.source.images_of(shown))
         layer, explained = fit_shrinkage(self._rescaled(shown.embeddings[held]), images[shown.item[held]], images)
-        self.query = nn.Sequential(self.before, layer)
+        self.query = in_a_row(self.before, layer)
         self._note("shrink", explained=explained)
 
     def _bank(self) -> Bank:
@@ -222,7 +222,7 @@ class _Builder:
             speaker, images, epochs, settings, self.parts / "llm", seed=self.config.seed, report=self.report
         )
         self._note("llm", **losses)
-        self._export("projector.onnx", nn.Sequential(self.query, trained), "vectors")
+        self._export("projector.onnx", in_a_row(self.query, trained), "vectors")
         return Llm(
             model=self._model(config.model, "llm"),
             projector="projector.onnx",
@@ -254,7 +254,7 @@ class _Builder:
             if prior is not None and fused and config.brain_through_adapter:
                 layers.append(prior.network.projector)
             if layers:
-                self._export(_CONDITIONER, nn.Sequential(*layers), "condition")
+                self._export(_CONDITIONER, in_a_row(*layers), "condition")
         self.citations.append(_CITATIONS["hvf" if fused else "atm" if config.diffusion_prior else "direct"])
         if prior is not None:
             for name in ("adapter.safetensors", "prompt.safetensors"):

@@ -20,7 +20,7 @@ from ..data.store import Int64
 from ..targets.frozen import missing
 from ..targets.huggingface import network
 from . import onnx_file
-from .linear import fit_linear
+from .linear import fit_linear, in_a_row
 
 _CHECKED = 4  # samples the exported network is compared on
 
@@ -41,13 +41,13 @@ class LatentNetwork(nn.Module):
 
     def __init__(self, before: nn.Module, regression: nn.Linear, vae: Any, shape: Sequence[int]) -> None:
         super().__init__()
-        self.before, self.regression, self.shape = before, regression, tuple(shape)
+        self.regression, self.shape = in_a_row(nn.Flatten(), before, regression), tuple(shape)
         self.unscale, self.decoder = 1 / vae.config.scaling_factor, vae.decoder
         self.after = vae.post_quant_conv if vae.config.use_post_quant_conv else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim) or (B, n_chans, n_times) -> (B, 3, height, width), 0..1."""
-        latents = self.regression(self.before(x).flatten(1)).view(-1, *self.shape)
+        latents = self.regression(x).view(-1, *self.shape)
         pixels: Tensor = self.decoder(self.after(latents * self.unscale))
         return (pixels / 2 + 0.5).clamp(0, 1)
 

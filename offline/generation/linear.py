@@ -97,6 +97,30 @@ def fit_shrinkage(epochs: Float32, shown: Float32, images: Float32) -> tuple[nn.
     return layer.requires_grad_(False), 1 - float(np.sum((wanted - seen * gains) ** 2) / np.sum(wanted**2))
 
 
+def in_a_row(*layers: nn.Module) -> nn.Sequential:
+    """Put layers one behind the other, and make one of linear neighbours, by products in float64.
+
+    What the first makes small and the second large again would else be rounded in between.
+    """
+    flat: list[nn.Module] = []
+    for layer in layers:
+        for each in layer if isinstance(layer, nn.Sequential) else (layer,):
+            if flat and isinstance(flat[-1], nn.Linear) and isinstance(each, nn.Linear):
+                flat[-1] = _product(flat[-1], each)
+            else:
+                flat.append(each)
+    return nn.Sequential(*flat)
+
+
+def _product(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    layer = nn.Linear(first.in_features, second.out_features)
+    weight, outer = first.weight.double(), second.weight.double()
+    with torch.no_grad():
+        layer.weight.copy_(outer @ weight)
+        layer.bias.copy_(outer @ first.bias.double() + second.bias.double())
+    return layer.requires_grad_(False)
+
+
 def typical_length(embeddings: Float32) -> float:
     """Median length of vectors (n, D)."""
     return float(np.median(np.linalg.norm(embeddings, axis=1)))
