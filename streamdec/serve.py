@@ -232,6 +232,7 @@ def serve(config: Config, log: Log, *, dashboard: bool = False, lsl: bool = Fals
             tape=None if kept is None else kept.recorder,
             generation=generating and generating[0],
         )
+        live.warm_up()
         # What lives now lives until the end: keep the collector from walking through it in the loop.
         gc.collect()
         gc.freeze()

@@ -291,6 +291,22 @@ def test_horizons_and_evidence(tmp_path: Path) -> None:
     assert any(d.stop for d in decisions)
 
 
+def test_a_warm_session_decides_as_a_cold_one(bundle: Bundle) -> None:
+    data, onsets, keys = presentation(12)
+    said = []
+    for warm in (False, True):
+        inlet, outlet = ScriptedInlet(events(data, onsets, keys, itertools.repeat(10))), MemoryOutlet()
+        live = session(bundle, inlet.eeg, outlet, Config(), engines(bundle, Config()))
+        if warm:
+            live.warm_up()
+        assert not outlet.messages
+        run(inlet, live, lambda: False)
+        live.close("the end")
+        said.append(outlet.essence())
+    assert said[0] == said[1]
+    assert of(outlet, schema.Retrieval)
+
+
 def test_an_encoder_that_fails_rejects_the_epoch(tmp_path: Path) -> None:
     n_times = round((TMAX - TMIN) * SFREQ) + 1
     broken = write_bundle(tmp_path / "nan.zip", weights=np.zeros((len(NAMES) * n_times, DIM), np.float32))

@@ -162,12 +162,12 @@ def of_loop(run: Measured) -> Float64:
 
 
 def where(run: Measured, i: int) -> dict[str, float]:
-    """Milliseconds that a decision took, and those of its way: to the loop, in the loop, and back from it."""
+    """Which decision, the milliseconds it took, and those of its way: to the loop, in the loop, and back from it."""
     timing, push = run.timing[i], run.receipt[i] - run.latency[i]
     moments = (push, timing.arrival, timing.ready, timing.encoded, timing.retrieved, timing.published, run.receipt[i])
     stages = ("arrival", "ready", "encoded", "retrieved", "published", "receipt")
     steps = {name: round(1e3 * step, 2) for name, step in zip(stages, np.diff(moments), strict=True)}
-    return {"ms": round(1e3 * float(run.latency[i]), 2), **steps}
+    return {"decision": i + 1, "ms": round(1e3 * float(run.latency[i]), 2), **steps}
 
 
 def shortly_before(moment: float, harm: list[tuple[float, str]]) -> list[str]:
