@@ -3,8 +3,7 @@
 A run folder holds ``run.json`` (method, resolved settings, seed, commit, data and target fingerprints),
 ``history.jsonl`` (one line per pass), ``resume.safetensors`` (training state after the last finished pass), and once
 fitted ``encoder.safetensors`` and ``fitted.json``, ``tensorboard/``, and ``evaluations/SUBJECT.json``,
-``transductive/SUBJECT.json`` and ``time_windows/SUBJECT-MODE.json``, of a subject's further sessions with some of
-their data's fingerprint behind it.
+``transductive/SUBJECT.json`` and ``time_windows/SUBJECT-MODE.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,9 +25,6 @@ from safetensors.numpy import save_file
 
 from streamdec.decode.manifest import Calibration
 from streamdec.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from .evaluate import About
 
 _T = TypeVar("_T")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -54,12 +50,6 @@ class RunMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     subjects: tuple[str, ...] = ()
     device: str = ""
     processes: int = 1
-
-
-class _OfData(msgspec.Struct):
-    """Of a record, what it is about."""
-
-    test_data: str
 
 
 class FittedMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,18 +134,13 @@ class RunFolder:
         except (OSError, msgspec.MsgspecError) as error:
             raise DataError(f"{self.path / name}", got=str(error), do="fit it first: streamdec-train fit") from error
 
-    def keep_evaluation(self, name: str, record: About, kind: str = "evaluations") -> None:
+    def keep_evaluation(self, name: str, record: msgspec.Struct, kind: str = "evaluations") -> None:
         """Write a record of the test part ``name``, a subject's, into the folder of its kind."""
-        self.write(self.evaluation(name, record.test_data, kind), record)
+        self.write(self.evaluation(name, kind), record)
 
-    def evaluation(self, name: str, data: str, kind: str = "evaluations") -> str:
-        """Name the file of such a record, below the run; further data of the subject, another session, has its own."""
-        stem = f"{kind}/{Path(name).name or 'test'}"
-        try:
-            own = msgspec.json.decode((self.path / f"{stem}.json").read_bytes(), type=_OfData).test_data == data
-        except (OSError, msgspec.MsgspecError):
-            own = True
-        return f"{stem}.json" if own else f"{stem}-{data[:8]}.json"
+    def evaluation(self, name: str, kind: str = "evaluations") -> str:
+        """Name the file of such a record, below the run."""
+        return f"{kind}/{Path(name).name or 'test'}.json"
 
     def log(self, entry: Mapping[str, float]) -> None:
         """Append one line to the history."""

@@ -325,7 +325,7 @@ class _Plan:
         folder.check(self._run[cell.name])
         found = []
         for about in (self._about[path] for path in cell.test):
-            name = folder.evaluation(about.subject, about.fingerprint)
+            name = folder.evaluation(about.subject)
             if not (folder.path / name).exists():
                 return ()
             evaluation = folder.read(name, Evaluation)

@@ -134,20 +134,6 @@ def test_left_out_is_who_was_never_fitted(tmp_path) -> None:
     assert tested(Prepared(moved.path)) == "intra"
 
 
-def test_further_sessions_of_a_subject_have_evaluations_of_their_own(tmp_path) -> None:
-    own = tiny_store.make(tmp_path / "own", subject="anna")
-    again = tiny_store.make(tmp_path / "again", subject="anna", noise=2.0)
-    ridge, targets = method("ridge"), {"image": Targets(tmp_path / "own-targets")}
-    run = fit(ridge, ridge.settings(), [own], targets, tmp_path / "run")
-    for store in (own, again, own, again):
-        run.keep_evaluation("anna", evaluate_run(run.path, store))
-    kept = sorted(path.name for path in (run.path / "evaluations").iterdir())
-    assert kept == [f"anna-{again.meta.fingerprint[:8]}.json", "anna.json"]
-    for store in (own, again):
-        name = run.evaluation("anna", store.meta.fingerprint)
-        assert run.read(name, evaluate.Evaluation).test_data == store.meta.fingerprint
-
-
 def test_class_centres_are_means_of_unit_features() -> None:
     rng = np.random.default_rng(0)
     features = rng.standard_normal((5, 3)).astype(np.float32) * np.array([[1], [9], [2], [1], [5]], np.float32)
