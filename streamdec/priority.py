@@ -49,18 +49,22 @@ def go_first() -> str:
 def start_at_once(start: Callable[[], Process]) -> Process:
     """Start a process that begins in real time where this thread runs so, and is an ordinary one from then on.
 
-    Who starts a process waits until it has begun, which would be when the ordinary programs leave it a processor.
+    Who starts a process waits until it has begun, which would be when the ordinary programs leave it a processor. It
+    takes the right to hand real time on (root's, CAP_SYS_NICE) and a second processor; else it begins as any other.
     """
     if sys.platform != "linux" or os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_RR:
         return start()
-    with suppress(OSError):  # who has the right to real time, but no more, may not hand it on
+    if len(os.sched_getaffinity(0)) < 2:  # of its own priority, it would keep the only one for a time slice
+        return start()
+    with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_LOWEST))
     try:
         process = start()
         with suppress(OSError):
             os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
     finally:
-        _raise(0)
+        with suppress(OSError):
+            _raise(0)
     return process
 
 

@@ -154,7 +154,7 @@ class Session:
         self._tape_broken = False
 
     def warm_up(self) -> None:
-        """Walk made-up epochs along a decision's way, and forget them: the first takes tens of milliseconds longer."""
+        """Lead made-up epochs through chain, encoder and gallery, and forget them: the first takes tens of ms more."""
         rng, signal = np.random.default_rng(0), self.bundle.manifest.signal
         for horizon, chain in self._chains.items():
             shape = (len(signal.ch_names), signal.until(horizon).window[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from small_bundle import DIM, NAMES, SFREQ, TMAX, TMIN, ScriptedInlet, eeg_info,
 from streamdec.config import Config
 from streamdec.decode import bundle as bundles
 from streamdec.decode.bundle import Bundle
+from streamdec.decode.engine import Engine
 from streamdec.decode.evidence import EvidenceSettings
 from streamdec.errors import StreamMismatch
 from streamdec.feed import schema
@@ -291,14 +293,29 @@ def test_horizons_and_evidence(tmp_path: Path) -> None:
     assert any(d.stop for d in decisions)
 
 
+class Counted:
+    """An engine that notes its runs."""
+
+    def __init__(self, engine: Engine, horizon: float, runs: list[float]) -> None:
+        self._engine, self._horizon, self._runs = engine, horizon, runs
+
+    def __call__(self, epoch: np.ndarray) -> np.ndarray:
+        self._runs.append(self._horizon)
+        return self._engine(epoch)
+
+
 def test_a_warm_session_decides_as_a_cold_one(bundle: Bundle) -> None:
     data, onsets, keys = presentation(12)
     said = []
     for warm in (False, True):
         inlet, outlet = ScriptedInlet(events(data, onsets, keys, itertools.repeat(10))), MemoryOutlet()
-        live = session(bundle, inlet.eeg, outlet, Config(), engines(bundle, Config()))
+        runs: list[float] = []
+        made = engines(bundle, Config())
+        counted = {horizon: Counted(engine, horizon, runs) for horizon, engine in made.items()}
+        live = session(bundle, inlet.eeg, outlet, Config(), cast(dict[float, Engine], counted))
         if warm:
             live.warm_up()
+            assert set(runs) == set(made)  # each encoder, on what its chain gives
         assert not outlet.messages
         run(inlet, live, lambda: False)
         live.close("the end")
