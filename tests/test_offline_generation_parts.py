@@ -113,10 +113,11 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_latent_network_decodes_what_diffusers_decodes(vae: Path) -> None:
     network = autoencoder(str(vae))
-    made = LatentNetwork(nn.Identity(), nn.Linear(3, 4 * 4 * 4), network, (4, 4, 4))
+    regression = nn.Linear(3, 4 * 4 * 4)
+    made = LatentNetwork(nn.Identity(), regression, network, (4, 4, 4))
     x = torch.randn(2, 3)
     with torch.no_grad():
-        latents = (x @ made.regression.weight.T + made.regression.bias).view(2, 4, 4, 4)
+        latents = (x @ regression.weight.T + regression.bias).view(2, 4, 4, 4)
         pixels = network.decode(latents / network.config.scaling_factor).sample
         torch.testing.assert_close(made(x), (pixels / 2 + 0.5).clamp(0, 1))
 

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
-import zmq
 
 from ...errors import BundleError, ConfigError
 from .dispatcher import DispatcherPlan, Local
 from .job import KINDS, Answer, Drop, Kind, Request
 from .ladder import LadderSettings
-from .link import Close, Line, Notice, Ready, ToLoop, Up, check_listen
+from .link import Close, Line, Notice, Ready, ToLoop, Up, check_listen, lasting_context
 from .supervise import LOADING, Keeper
 
 Event: TypeAlias = Answer | Drop | Notice
@@ -145,7 +144,7 @@ class Client:
         self._plan, self._clock = plan, clock
         self._folder = Path(tempfile.mkdtemp(prefix="streamdec-"))
         self._keeper = Keeper("streamdec.decode.generate.dispatcher")
-        self._context = zmq.Context(io_threads=1)  # one for all dispatchers: to end one is to wait for its threads
+        self._context = lasting_context()  # one for all dispatchers: to end one is to wait for its threads
         self._line: Line[ToLoop] | None = None
         self._lives = 0
         self._open: dict[int, float] = {}  # until when there is hope for an answer

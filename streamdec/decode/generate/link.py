@@ -195,6 +195,11 @@ class Codec(Generic[T]):
 # --- sockets ---------------------------------------------------------------------------------------------------------
 
 
+def lasting_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Make a context for lines that come and go; its ``destroy(linger=0)`` ends it, and waits for its threads."""
+    return zmq.Context(io_threads=1)
+
+
 class Line(Generic[T]):
     """One end of a connection with one other. Belongs to the thread that made it.
 
