@@ -42,6 +42,9 @@ IMAGES = Path("data/image_set/training_images")
 ROLES = ("clip", "vae", "said")
 """What is fused: CLIP's image features, the autoencoder's latents, and CLIP's text features of what an image shows."""
 N_DIMS = 512
+PRIOR_STEPS = 5200
+GUIDANCE = 2.0
+"""Chosen on concepts held out of the encoder's training."""
 PRIOR = """\
 n_dims = {n_dims}
 n_inner = 512
@@ -107,7 +110,7 @@ prior = "prior"
 features = {{ clip = "features/clip", vae = "features/vae", said = "features/said" }}
 size = 64
 max_steps = 4
-guidance = 2.0
+guidance = {guidance}
 """
 
 
@@ -170,7 +173,7 @@ def fit(root: Path, models: Path) -> None:
 
 
 def train_prior(
-    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = 5200
+    root: Path, models: Path, out: Path, roles: Sequence[str], *, fuse: bool = True, n_steps: int = PRIOR_STEPS
 ) -> None:
     """Train a prior of some features of the training images."""
     config = out.with_suffix(".toml")
@@ -192,7 +195,7 @@ def train_hvf(root: Path, out: Path, roles: Sequence[str], prior: Path | None, n
 def generator(root: Path, models: Path) -> None:
     """Everything that turns its embeddings into captions and pictures."""
     config = root / "generator.toml"
-    config.write_text(GENERATOR_TOML.format(models=models), encoding="utf-8")
+    config.write_text(GENERATOR_TOML.format(models=models, guidance=GUIDANCE), encoding="utf-8")
     run("generator", config, root / "generator")
 
 
