@@ -17,7 +17,7 @@ from offline import checkpoint
 from offline.generation import onnx_file
 from offline.generation.bank import features_of, sentences_of, write_bank
 from offline.generation.latent import LatentNetwork, autoencoder, write_latent
-from offline.generation.linear import Rescaled, fit_linear, fit_shrinkage, in_a_row, typical_length
+from offline.generation.linear import Rescaled, fit_expectation, fit_linear, in_a_row, typical_length
 from streamdec.errors import ConfigError, DataError, EngineError
 
 RNG = np.random.default_rng(0)
@@ -51,24 +51,26 @@ def test_rescaled() -> None:
     assert typical_length(np.array([[3, 4], [0, 1], [0, 2]], np.float32)) == 2
 
 
-def test_shrinkage_is_the_wiener_filter() -> None:
-    """Gaussian images at twice their size and with noise: the best guess is var / (var + noise) / 2 of each part."""
-    n, spread, noise = 40_000, np.array([3.0, 1.0, 0.5]), 1.5
-    turn = np.linalg.qr(RNG.standard_normal((3, 3)))[0]
-    parts = RNG.standard_normal((n, 3)) * spread
-    images = (parts @ turn.T + 5).astype(np.float32)
-    epochs = (2 * (parts + noise * RNG.standard_normal((n, 3))) @ turn.T - 1).astype(np.float32)
-    layer, explained = fit_shrinkage(epochs, images, images)
-    gains = spread**2 / (spread**2 + noise**2)
-    np.testing.assert_allclose(layer.weight, turn @ np.diag(gains / 2) @ turn.T, atol=0.01)
+def test_expectation_is_the_wiener_filter() -> None:
+    """Gaussian images seen through a mixture, with noise: the best guess is cov(image, seen) / cov(seen)."""
+    n, noise = 40_000, 1.5
+    mixture, spread = RNG.standard_normal((3, 3)), np.diag([9.0, 1.0, 0.25])
+    images = RNG.standard_normal((n, 3)) @ np.sqrt(spread) + 5
+    seen = (images - 5) @ mixture + noise * RNG.standard_normal((n, 3)) - 1
+    layer, explained = fit_expectation(seen.astype(np.float32), images.astype(np.float32), np.arange(n) % 4 == 0)
+    best = np.linalg.solve(mixture.T @ spread @ mixture + noise**2 * np.eye(3), mixture.T @ spread)
+    np.testing.assert_allclose(layer.weight, best.T, atol=0.02)
     np.testing.assert_allclose(layer(torch.full((1, 3), -1.0))[0], [5, 5, 5], atol=0.05)
-    assert explained == pytest.approx(float((gains * spread**2).sum() / (spread**2).sum()), abs=0.01)
+    left = np.trace(spread - spread @ mixture @ best) / np.trace(spread)
+    assert explained == pytest.approx(1 - left, abs=0.02)
 
 
-def test_shrinkage_of_what_tells_nothing_is_the_mean_image() -> None:
+def test_expectation_trusts_samples_the_encoder_was_not_trained_on() -> None:
+    """An encoder that knows its training samples by heart: only those held out tell that it knows nothing of others."""
     images = RNG.standard_normal((500, 4)).astype(np.float32) + 2
-    epochs = RNG.standard_normal((500, 4)).astype(np.float32)
-    layer, explained = fit_shrinkage(epochs, images, images)
+    held = np.arange(500) >= 400
+    epochs = np.where(held[:, None], RNG.standard_normal((500, 4)), images).astype(np.float32)
+    layer, explained = fit_expectation(epochs, images, held)
     np.testing.assert_allclose(layer(torch.from_numpy(epochs[:9])), np.tile(images.mean(0), (9, 1)), atol=0.35)
     assert abs(explained) < 0.05
 

@@ -33,7 +33,7 @@ from . import diffusion_prior, onnx_file, projector
 from .bank import write_bank
 from .config import DiffusionConfig, GeneratorConfig
 from .latent import write_latent
-from .linear import Rescaled, fit_linear, fit_shrinkage, in_a_row, typical_length
+from .linear import Rescaled, fit_expectation, fit_linear, in_a_row, typical_length
 from .loop import Rows
 from .prior import Prior, empty_prompt
 from .source import Shown, Source
@@ -144,11 +144,11 @@ class _Builder:
 
     def _shrink(self) -> None:
         """Learn what to make of the embedding of an epoch, before all that was fitted on embeddings of images."""
-        shown, held = self.shown, self.shown.held
-        if not held.any():
+        shown = self.shown
+        if not shown.held.any() or shown.held.all():
             return
         images = self._rescaled(self.source.images_of(shown))
-        layer, explained = fit_shrinkage(self._rescaled(shown.embeddings[held]), images[shown.item[held]], images)
+        layer, explained = fit_expectation(self._rescaled(shown.embeddings), images[shown.item], shown.held)
         self.query = in_a_row(self.before, layer)
         self._note("shrink", explained=explained)
 

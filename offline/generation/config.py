@@ -76,7 +76,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     part: all parts without EEG are then fitted on those. ``captions`` of these images, and of the training part for
     an LLM's third stage (:mod:`..targets.text` says how they lie). ``rescale`` gives every embedding the length
     that images have first; ``shrink`` then takes those of epochs to what is expected of their images', as far as
-    the concepts that the run was validated on show it (:func:`.linear.fit_shrinkage`). ``inside`` copies models
+    the concepts that the run was validated on show it (:func:`.linear.fit_expectation`). ``inside`` copies models
     that are folders here into the generator, so that it can be carried elsewhere.
     """
 

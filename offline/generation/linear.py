@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streamdec.types import Float32, Float64
+from streamdec.types import Bool, Float32, Float64
 
 from ..data.store import Int64
 from ..methods.ridge import decompose, leave_out_errors, solve
@@ -35,10 +35,8 @@ def fit_linear(x: Float32, y: Float32, group: Int64) -> tuple[nn.Linear, float]:
     errors = leave_out_errors(parts, wide, group, alphas).sum(axis=1)
     best = int(np.argmin(errors))
     weights, bias = solve(parts, wide, np.full(y.shape[1], alphas[best]))
-    layer = nn.Linear(*weights.shape)
-    layer.load_state_dict({"weight": torch.from_numpy(weights.T), "bias": torch.from_numpy(bias)})
     total = float(np.sum((wide - wide.mean(axis=0)) ** 2))
-    return layer.requires_grad_(False), 1 - float(errors[best]) / total
+    return _linear(weights, bias), 1 - float(errors[best]) / total
 
 
 class Rescaled(nn.Module):
@@ -62,39 +60,42 @@ class Rescaled(nn.Module):
         return out
 
 
-def fit_shrinkage(epochs: Float32, shown: Float32, images: Float32) -> tuple[nn.Linear, float]:
-    """Fit how far an epoch's embedding tells that of its image: along each principal component of the images, a gain.
+def fit_expectation(epochs: Float32, shown: Float32, held: Bool) -> tuple[nn.Linear, float]:
+    """Fit what the embedding of an epoch lets expect of its image's: ridge regression, penalty by what was held out.
 
-    A Wiener filter. Training by cosine makes the right image the nearest, and leaves noise and length of the rest free;
-    a map that was fitted on embeddings of images, which have no noise, would take the noise at its word.
+    Training by cosine makes the right image the nearest, and leaves it free by how much and along which directions; a
+    map that was fitted on embeddings of images, which have no noise, would take all of it at its word. The encoder is
+    surer of samples it was trained on than of new ones: those it was not trained on choose the penalty.
 
     Parameters
     ----------
     epochs : array of shape (n, D), float32
-        Embeddings of epochs that the encoder was not trained on.
+        Embeddings of epochs.
     shown : array of shape (n, D), float32
         Those of their images.
-    images : array of shape (m, D), float32
-        All images, that components and mean are taken from.
+    held : array of shape (n,), bool
+        Whether the encoder was not trained on them; some, not all.
 
     Returns
     -------
     layer : nn.Linear
         Epoch's embedding -> expected image's.
     explained : float
-        Share of the variance of ``shown`` about their mean over ``images``, on these very epochs.
+        Share of the variance of ``shown``, of those held.
     """
-    wide, centre = epochs.astype(np.float64), images.mean(axis=0, dtype=np.float64)
-    mean = wide.mean(axis=0)
-    _, axes = np.linalg.eigh(np.cov(images.astype(np.float64), rowvar=False))
-    seen, wanted = (wide - mean) @ axes, (shown - centre) @ axes
-    power = np.sum(seen**2, axis=0)
-    gains = np.maximum(np.sum(seen * wanted, axis=0), 0) / np.maximum(power, np.finfo(np.float64).tiny)
-    weights = (axes * gains) @ axes.T
+    parts, wanted = decompose(epochs[~held]), shown[~held].astype(np.float64)
+    scale = float(np.sum(parts.s**2) / len(epochs[~held]))
+    found = [solve(parts, wanted, np.full(shown.shape[1], alpha * scale)) for alpha in _ALPHAS]
+    errors = [float(np.sum((epochs[held] @ weights + bias - shown[held]) ** 2)) for weights, bias in found]
+    best = int(np.argmin(errors))
+    total = float(np.sum((shown[held] - wanted.mean(axis=0)) ** 2))
+    return _linear(*found[best]), 1 - errors[best] / total
+
+
+def _linear(weights: Float32, bias: Float32) -> nn.Linear:
     layer = nn.Linear(*weights.shape)
-    bias = centre - mean @ weights
     layer.load_state_dict({"weight": torch.from_numpy(weights.T), "bias": torch.from_numpy(bias)})
-    return layer.requires_grad_(False), 1 - float(np.sum((wanted - seen * gains) ** 2) / np.sum(wanted**2))
+    return layer.requires_grad_(False)
 
 
 def in_a_row(*layers: nn.Module) -> nn.Sequential:
