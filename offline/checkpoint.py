@@ -160,10 +160,18 @@ def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], state: Any = None) 
     metadata = {"state": msgspec.json.encode(state).decode()}
     with writing(path):
         try:
-            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, partial, metadata)
+            write_arrays(partial, arrays, metadata)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that all may read who may read any new file: left alone, it is its owner's only."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, metadata)
+    path.chmod(mode)
 
 
 def load(path: Path) -> tuple[Arrays, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_store
 
+from offline import checkpoint
 from offline.data import splits
 from offline.data.joined import join
 from offline.data.store import Meta, Prepared, Writer
@@ -33,6 +34,14 @@ def test_round_trip(tmp_path) -> None:
     assert tiny_store.make(tmp_path / "again").meta.fingerprint == prepared.meta.fingerprint
     other = tiny_store.make(tmp_path / "other", noise=1.1)
     assert other.meta.fingerprint != prepared.meta.fingerprint
+
+
+def test_everybody_may_read_it_who_may_read_any_new_file(tmp_path) -> None:
+    prepared = tiny_store.make(tmp_path / "store")
+    checkpoint.save(tmp_path / "store" / "own.safetensors", {"a": np.zeros(3)})
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in prepared.path.iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
 
 
 def test_unfinished_store_leaves_nothing(tmp_path) -> None:

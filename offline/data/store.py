@@ -19,11 +19,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from streamdec.errors import ConfigError, DataError
 from streamdec.signal.spec import Signal
 from streamdec.types import Float32, Float64
+
+from ..checkpoint import write_arrays
 
 PartName: TypeAlias = Literal["train", "test"]
 Precision: TypeAlias = Literal["float32", "float16"]
@@ -229,10 +231,7 @@ class Writer:
             for name in meta.items:
                 self._files[name] = (self._partial / f"{name}.npy").open("wb")
                 self._header(name, 0)
-            save_file(
-                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                self._partial / "arrays.safetensors",
-            )
+            write_arrays(self._partial / "arrays.safetensors", arrays)
         except (OSError, SafetensorError) as error:
             self.__exit__(type(error), error, None)
 
@@ -278,7 +277,7 @@ class Writer:
             columns = {key: column.astype(np.int64) for key, column in columns.items()}
             self._header(name, len(columns["item"]))
             file.close()
-            save_file(columns, self._partial / f"{name}.rows.safetensors")
+            write_arrays(self._partial / f"{name}.rows.safetensors", columns)
             for column in columns.values():
                 self._hash.update(column.data)
         meta = msgspec.structs.replace(self._meta, fingerprint=self._hash.hexdigest(), channel_sd=channel_sd)
