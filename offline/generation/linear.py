@@ -92,7 +92,7 @@ def fit_expectation(epochs: Float32, shown: Float32, held: Bool) -> tuple[nn.Lin
     return _linear(*found[best]), 1 - errors[best] / total
 
 
-def _linear(weights: Float32, bias: Float32) -> nn.Linear:
+def _linear(weights: Float64, bias: Float64) -> nn.Linear:
     layer = nn.Linear(*weights.shape)
     layer.load_state_dict({"weight": torch.from_numpy(weights.T), "bias": torch.from_numpy(bias)})
     return layer.requires_grad_(False)
