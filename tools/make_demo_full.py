@@ -82,7 +82,7 @@ images = "features/clip"
 [llm]
 model = "{models}/lm"
 n_vectors = 8
-wrong = 0.5
+wrong = 0.25
 max_tokens = 32
 
 [llm.images]
