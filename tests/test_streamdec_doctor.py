@@ -55,10 +55,11 @@ def rig(stream_name: str, tmp_path: Path) -> Rig:
 
 @pytest.mark.lsl
 def test_a_rig_with_known_faults(rig: Rig, tmp_path: Path) -> None:
-    out = tmp_path / "rig.html"
+    out, config = tmp_path / "rig.html", tmp_path / "rig.toml"
+    config.write_text(f'bundle = "{rig.bundle}"\nrecord = "{tmp_path}"\n')
     with Feeder(rig.plan):
         done = streamdec(
-            "doctor", *rig.options, "--seconds", 6, "--photodiode", "AUX", "--record", tmp_path, "--out", out
+            "doctor", "--config", config, *rig.options[1:], "--seconds", 6, "--photodiode", "AUX", "--out", out
         )
     assert (done.returncode, done.stderr) == (0, "")
     found = [line.split(maxsplit=2) for line in done.stdout.partition("\n\n")[0].splitlines()]
@@ -83,6 +84,7 @@ def test_a_rig_with_known_faults(rig: Rig, tmp_path: Path) -> None:
     HTMLParser().feed(html)
     assert f"ready, with {len(warned)} warnings" in html
     assert "streamdec calibrate" in html
+    assert f"with {rig.bundle.name}." in html
 
 
 @pytest.mark.lsl
@@ -159,6 +161,9 @@ def test_verdict_and_page() -> None:
     html = to_html(page([good, warned, fatal], "about"), "made by")
     assert "&lt;Oz&gt;" in html
     assert html.index("no LSL stream") < html.index("jitter")
+    assert '<p class="note">not ready' in html
+    assert '<p class="note">ready, with' in to_html(page([good, warned], "about"), "made by")
+    assert '<p class="note good">ready</p>' in to_html(page([good], "about"), "made by")
 
 
 def test_out_is_checked() -> None:

@@ -36,15 +36,16 @@ def run(options: argparse.Namespace) -> int:
     from .examine import examine
     from .finding import Finding, page, to_do, verdict
 
+    config = configured(options)
     findings: list[Finding] = []
-    for finding in examine(configured(options), options.seconds, options.photodiode):
+    for finding in examine(config, options.seconds, options.photodiode):
         findings.append(finding)
         print(finding.line(), flush=True)
     summary = [f"verdict: {verdict(findings)}", *(f"  {line}" for line in to_do(findings))]
     print("", *summary, sep="\n")
     if options.out is not None:
         now = datetime.datetime.now().astimezone().isoformat(" ", "minutes")
-        about = f"Examined on {socket.gethostname()}, {now}, with {options.bundle or 'no bundle'}."
+        about = f"Examined on {socket.gethostname()}, {now}, with {Path(config.bundle).name or 'no bundle'}."
         if options.out.suffix == ".html":
             text = to_html(page(findings, about), f"streamdec {__version__}, streamdec doctor")
         else:

@@ -72,5 +72,9 @@ def page(findings: Sequence[Finding], about: str) -> Document:
         )
         for part in parts
     )
-    lead: tuple[Block, ...] = (Note(verdict(findings)), *map(Text, to_do(findings)), Text(about))
+    lead: tuple[Block, ...] = (
+        Note(verdict(findings), good=all(each.level == "ok" for each in findings)),
+        *map(Text, to_do(findings)),
+        Text(about),
+    )
     return Document("Is the rig ready?", lead, sections)

@@ -23,9 +23,10 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """A paragraph that must not be overlooked, such as that data are simulated."""
+    """A paragraph that must not be overlooked, such as that data are simulated; ``good`` where it is no warning."""
 
     text: str
+    good: bool = False
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -82,9 +83,11 @@ _MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --ground: #ffffff; --tint: #f6f8fa;
-  --accent: #0072b2; --warn: #8a4b00; --warn-ground: #fff4e0; }
+  --accent: #0072b2; --warn: #8a4b00; --warn-ground: #fff4e0;
+  --good: #0a5c43; --good-ground: #e3f5ee; }
 @media screen and (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa4af; --line: #3a424b;
-  --ground: #14181c; --tint: #1c2127; --accent: #6cb8e6; --warn: #ffce85; --warn-ground: #33260f; } }
+  --ground: #14181c; --tint: #1c2127; --accent: #6cb8e6; --warn: #ffce85; --warn-ground: #33260f;
+  --good: #7fdcb8; --good-ground: #10302a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 74rem; color: var(--ink); background: var(--ground);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -97,6 +100,7 @@ nav.deep .level2 { display: block; font-weight: 600; margin-top: .7rem; }
 a { color: var(--accent); }
 .note { border-left: 4px solid var(--warn); background: var(--warn-ground); color: var(--warn);
   padding: .6rem .9rem; border-radius: 0 4px 4px 0; font-weight: 600; }
+.note.good { border-color: var(--good); background: var(--good-ground); color: var(--good); }
 figure { margin: 1.6rem 0; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .6rem; max-width: 46rem; }
@@ -146,7 +150,7 @@ def _block(block: Block) -> str:
         case Text():
             return f"<p>{_text(block.text)}</p>"
         case Note():
-            return f'<p class="note">{_text(block.text)}</p>'
+            return f'<p class="note{" good" * block.good}">{_text(block.text)}</p>'
         case Picture():
             media = _MEDIA[Path(block.name).suffix]
             source = f"data:{media};base64,{base64.b64encode(block.content).decode()}"
