@@ -33,6 +33,8 @@ from streamdec.types import Candidate
 
 LATENTS = (4, tiny_diffusers.SIDE, tiny_diffusers.SIDE)
 STEPS = "n_steps = 2\nbatch_size = 4\n"
+EXPECTATION = "expectation = {n_inner = 8, steps = {n_steps = 2, batch_size = 4}}\n"
+UNCHANGED = "rescale = false\nexpectation = {fit = false}\n"
 
 
 class Turned:
@@ -92,7 +94,7 @@ ATM += f"[diffusion.diffusion_prior.steps]\n{STEPS}"
 
 def build(folder: Path, out: Path, *parts: str, top: str = "", code: int = 0) -> Path:
     config = folder / f"{out.name}.toml"
-    config.write_text(f'run = "run"\ncaptions = "captions.json"\n{top}' + "".join(parts))
+    config.write_text(f'run = "run"\ncaptions = "captions.json"\n{top or EXPECTATION}' + "".join(parts))
     assert main(["generator", str(config), str(out)]) == code
     return out
 
@@ -146,13 +148,20 @@ def test_conditioner_is_the_way_into_the_prior(folder: Path, whole: Path) -> Non
 
     source = Source(folder / "run")
     candidates = source.candidates()
-    session = onnxruntime.InferenceSession(whole / "conditioner.onnx", providers=["CPUExecutionProvider"])
+    query, session = (
+        onnxruntime.InferenceSession(whole / name, providers=["CPUExecutionProvider"])
+        for name in ("query.onnx", "conditioner.onnx")
+    )
+
+    def condition(embedding: np.ndarray) -> np.ndarray:
+        return session.run(None, {"embedding": query.run(None, {"embedding": embedding[None]})[0]})[0]
+
     opened = prior.Prior(folder / "prior")
     items = source.items
     fused = opened.fused({role: Targets(folder / role).of(items) for role in ("clip", "plain")})
     wanted = opened.network.projector(torch.from_numpy(fused)).numpy()
-    found = np.concatenate([session.run(None, {"embedding": row[None]})[0] for row in candidates])
-    longer = np.concatenate([session.run(None, {"embedding": 3 * row[None]})[0] for row in candidates[:4]])
+    found = np.concatenate([condition(row) for row in candidates])
+    longer = np.concatenate([condition(3 * row) for row in candidates[:4]])
     np.testing.assert_allclose(found[:4], longer, rtol=1e-4, atol=1e-5)
     assert np.mean(np.sum(unit(found) * unit(wanted), axis=1)) > 0.8
 
@@ -181,8 +190,9 @@ def test_embeddings_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]
     given = (
         DIRECT.replace('"single"', '"known-single"').replace("{plain", "{known").replace('"plain"', '"store-targets"')
     )
-    made = build(folder, folder / "raw", given, "bridge = false\n", top="rescale = false\nshrink = false\n")
-    assert open_generator(made).manifest.diffusion.conditioner == ""
+    made = build(folder, folder / "raw", given, "bridge = false\n", top=UNCHANGED)
+    manifest = open_generator(made).manifest
+    assert manifest.query == manifest.diffusion.conditioner == ""
 
 
 def test_other_images_than_those_shown(folder: Path) -> None:
@@ -195,7 +205,7 @@ def test_other_images_than_those_shown(folder: Path) -> None:
     (folder / "more.json").write_text(json.dumps(captions))
     config = folder / "more.toml"
     bank = f'[bank]\ntext = "spelling"\nimages = "{clip}"\n'
-    config.write_text(f'run = "run"\ncaptions = "more.json"\nimages = {{image = "more"}}\n{bank}')
+    config.write_text(f'run = "run"\ncaptions = "more.json"\n{EXPECTATION}images = {{image = "more"}}\n{bank}')
     assert main(["generator", str(config), str(folder / "of-more")]) == 0
     said = json.loads((folder / "of-more" / "bank.json").read_text())
     assert "a pink cross" in said
@@ -254,7 +264,7 @@ def test_brain_into_the_frozen_space(folder: Path, tmp_path: Path) -> None:
     fused = opened.fused({role: Targets(folder / role).of(items) for role in ("clip", "plain")})
     np.testing.assert_allclose(candidates, fused, rtol=1e-4, atol=1e-5)
     config = folder / "frozen.toml"
-    config.write_text(f'run = "hvf0"\nrescale = false\nshrink = false\n{HVF}')
+    config.write_text(f'run = "hvf0"\n{UNCHANGED}{HVF}')
     assert main(["generator", str(config), str(folder / "frozen")]) == 0
     made = open_generator(folder / "frozen", bundles.read(folder / "hvf1.zip").manifest)
     assert not [name for name in made.manifest.config["notes"] if name.startswith("diffusion")], "no map was needed"
@@ -303,7 +313,7 @@ def test_refusals(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str])
     assert "neither" in capsys.readouterr().err
     (folder / "some.json").write_text(json.dumps({"train0": "a star"}))
     config = folder / "some.toml"
-    config.write_text(f'run = "run"\ncaptions = "some.json"\n{BANK}')
+    config.write_text(f'run = "run"\ncaptions = "some.json"\n{EXPECTATION}{BANK}')
     assert main(["generator", str(config), str(folder / "a")]) == 1
     assert "captions" in capsys.readouterr().err
     assert not (folder / "a").exists()

@@ -17,7 +17,7 @@ from offline import checkpoint
 from offline.generation import onnx_file
 from offline.generation.bank import features_of, sentences_of, write_bank
 from offline.generation.latent import LatentNetwork, autoencoder, write_latent
-from offline.generation.linear import Rescaled, fit_expectation, fit_linear, in_a_row, typical_length
+from offline.generation.linear import Rescaled, fit_linear, typical_length
 from streamdec.errors import ConfigError, DataError, EngineError
 
 RNG = np.random.default_rng(0)
@@ -51,48 +51,6 @@ def test_rescaled() -> None:
     assert typical_length(np.array([[3, 4], [0, 1], [0, 2]], np.float32)) == 2
 
 
-def test_expectation_is_the_wiener_filter() -> None:
-    """Gaussian images seen through a mixture, with noise: the best guess is cov(image, seen) / cov(seen)."""
-    n, noise = 40_000, 1.5
-    mixture, spread = RNG.standard_normal((3, 3)), np.diag([9.0, 1.0, 0.25])
-    images = RNG.standard_normal((n, 3)) @ np.sqrt(spread) + 5
-    seen = (images - 5) @ mixture + noise * RNG.standard_normal((n, 3)) - 1
-    layer, explained = fit_expectation(seen.astype(np.float32), images.astype(np.float32), np.arange(n) % 4 == 0)
-    best = np.linalg.solve(mixture.T @ spread @ mixture + noise**2 * np.eye(3), mixture.T @ spread)
-    np.testing.assert_allclose(layer.weight, best.T, atol=0.02)
-    np.testing.assert_allclose(layer(torch.full((1, 3), -1.0))[0], [5, 5, 5], atol=0.05)
-    left = np.trace(spread - spread @ mixture @ best) / np.trace(spread)
-    assert explained == pytest.approx(1 - left, abs=0.02)
-
-
-def test_expectation_trusts_samples_the_encoder_was_not_trained_on() -> None:
-    """An encoder that knows its training samples by heart: only those held out tell that it knows nothing of others."""
-    images = RNG.standard_normal((500, 4)).astype(np.float32) + 2
-    held = np.arange(500) >= 400
-    epochs = np.where(held[:, None], RNG.standard_normal((500, 4)), images).astype(np.float32)
-    layer, explained = fit_expectation(epochs, images, held)
-    np.testing.assert_allclose(layer(torch.from_numpy(epochs[:9])), np.tile(images.mean(0), (9, 1)), atol=0.35)
-    assert abs(explained) < 0.05
-
-
-def test_linear_neighbours_become_one_that_rounds_once() -> None:
-    def layer(weight: np.ndarray, bias: float) -> nn.Linear:
-        made = nn.Linear(*weight.shape[::-1])
-        made.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.full((len(weight),), bias)})
-        return made.requires_grad_(False)
-
-    turn = np.linalg.qr(RNG.standard_normal((6, 6)))[0]
-    small = layer((turn * np.logspace(0, -5, 6)) @ turn.T, bias=1e-4)
-    large = layer((turn * np.logspace(0, 5, 6)) @ turn.T, bias=1.0)
-    x = torch.from_numpy(RNG.standard_normal((50, 6)).astype(np.float32))
-    exact = x.double() @ small.weight.T.double() + small.bias.double()
-    exact = exact @ large.weight.T.double() + 1
-    row = in_a_row(nn.Sequential(nn.Flatten(), small), large, nn.ReLU(), small)
-    assert [type(each) for each in row] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
-    errors = [float((found - exact).abs().max()) for found in (large(small(x)), row[:2](x))]
-    assert errors[1] < 0.1 * errors[0]
-
-
 def test_export_refuses_what_differs(tmp_path: Path) -> None:
     class Fickle(nn.Module):
         """Another thing when exported."""
@@ -116,7 +74,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_latent_network_decodes_what_diffusers_decodes(vae: Path) -> None:
     network = autoencoder(str(vae))
     regression = nn.Linear(3, 4 * 4 * 4)
-    made = LatentNetwork(nn.Identity(), regression, network, (4, 4, 4))
+    made = LatentNetwork(regression, network, (4, 4, 4))
     x = torch.randn(2, 3)
     with torch.no_grad():
         latents = (x @ regression.weight.T + regression.bias).view(2, 4, 4, 4)
@@ -129,17 +87,15 @@ def test_latent_file(vae: Path, tmp_path: Path, what: str) -> None:
     shape = (6,) if what == "embedding" else (3, 2)
     x = RNG.standard_normal((40, *shape), np.float32)
     latents = (x.reshape(40, 6) @ RNG.standard_normal((6, 64))).astype(np.float32)
-    before = Rescaled(2.0) if what == "embedding" else nn.Identity()
-    given = x if what == "epoch" else before(torch.from_numpy(x)).numpy()
     path = tmp_path / "latent.onnx"
-    explained = write_latent(path, str(vae), given, latents, (4, 4, 4), np.arange(40), before, what)
+    explained = write_latent(path, str(vae), x, latents, (4, 4, 4), np.arange(40), what)
     assert 0 < explained <= 1
     picture = run(path, **{what: x[:1]})
     assert picture.shape == (1, 3, 8, 8)
     assert picture.min() >= 0
     assert picture.max() <= 1
     with pytest.raises(ConfigError, match="channels"):
-        write_latent(path, str(vae), given, latents, (8, 4, 2), np.arange(40), before, what)
+        write_latent(path, str(vae), x, latents, (8, 4, 2), np.arange(40), what)
 
 
 CAPTIONS = ["a red  star", "a blue ring", "a red star", "a green disc"]
@@ -158,7 +114,7 @@ def test_bank_in_its_own_space(tmp_path: Path) -> None:
     images = np.repeat(features, 3, axis=0) * 5
     own = [sentence for sentence in sentences_of(CAPTIONS) for _ in range(3)]
     scale, adapter, explained = write_bank(
-        tmp_path, CAPTIONS, "spelling", images, images, np.arange(9) // 3, images, own, nn.Identity()
+        tmp_path, CAPTIONS, "spelling", images, images, np.arange(9) // 3, images, own
     )
     assert (adapter, explained) == ("", 1.0)
     assert scale == 1000.0  # always right: no finite scale is best
@@ -174,7 +130,7 @@ def test_bank_by_way_of_an_adapter(tmp_path: Path) -> None:
     embeddings = (images @ turn).astype(np.float32)
     own = [sentences_of(CAPTIONS)[kind] for kind in kinds]
     scale, adapter, explained = write_bank(
-        tmp_path, CAPTIONS, "spelling", embeddings, images, np.arange(60), embeddings, own, nn.Identity()
+        tmp_path, CAPTIONS, "spelling", embeddings, images, np.arange(60), embeddings, own
     )
     assert adapter == "bank_adapter.onnx"
     assert explained <= 1

@@ -114,6 +114,7 @@ def test_no_manifest_raises_anything_else(tmp_path_factory: pytest.TempPathFacto
         ({"bank": {"features": "bank.safetensors", "sentences": "/etc/passwd", "scale": 1.0}}, "a file is missing"),
         ({"bank": {"features": "bank.safetensors", "sentences": "bank.json", "scale": -1.0}}, "bank scale; got -1"),
         ({"files": {"../up": "0"}}, "a file is missing; got ../up"),
+        ({"query": "query.onnx"}, "a file is missing; got 'query.onnx'"),
         ({"latent": {"network": "latent.onnx"}}, "a file is missing; got 'latent.onnx'"),
         ({"llm": {"model": "lm", "projector": "p.onnx", "prompt": "nothing"}}, "llm prompt"),
     ],

@@ -30,7 +30,7 @@ from tiny_generator import (
 from streamdec.decode import bundle
 from streamdec.decode.gallery import Gallery
 from streamdec.decode.generate.generator import OpenGenerator
-from streamdec.decode.generate.job import Kind
+from streamdec.decode.generate.job import Kind, Request
 from streamdec.decode.generate.spec import Bank
 from streamdec.decode.generate.tiers.bank import BankTier
 from streamdec.decode.generate.tiers.base import plain, png, seed
@@ -74,6 +74,50 @@ def test_bank_through_an_adapter(tmp_path: Path) -> None:
     shelf = Gallery(features, list("abcde"), list("abcde"))
     (best,), _ = shelf.search((asked.embedding @ weights).astype(np.float32), 1)
     assert tier.run(asked).text == "abcde"[best]
+
+
+def test_every_tier_reads_what_the_query_network_makes(tmp_path: Path) -> None:
+    """With a network that changes signs, each tier answers as it would answer the opposite without one."""
+    asked = request()
+    opposite = request(embedding=-asked.embedding)
+    made = {
+        "bank": bank_generator(tmp_path / "bank", np.eye(DIM), list("abcdef")),
+        "latent": latent_generator(tmp_path / "latent", np.random.default_rng(3).normal(size=(DIM, 12)), (3, 2, 2)),
+        "llm": llm_generator(tmp_path / "llm"),
+        "diffusion": diffusion_generator(tmp_path / "diffusion"),
+    }
+
+    def answer(name: str, opened: OpenGenerator, asked: Request) -> tuple[str, bytes]:
+        if name == "bank":
+            result = BankTier(opened).run(asked)
+        else:
+            (tier,) = open_tiers(opened, "caption" if name == "llm" else "reconstruction")
+            result = tier.run(asked, tier.units[1], NEVER, float, Listener())
+        return result.text, result.image
+
+    for name, opened in made.items():
+        as_it_is, turned = answer(name, opened, asked), answer(name, opened, opposite)
+        assert as_it_is != turned
+        linear(opened.path / "query.onnx", -np.eye(DIM))
+        queried = generator(opened.path, **{name: getattr(opened.manifest, name)}, query="query.onnx")
+        assert answer(name, queried, asked) == turned
+        with pytest.raises(EngineError, match="embedding of 'img1'"):
+            answer(name, queried, request(embedding=np.full(DIM, np.nan, np.float32)))
+
+
+def test_a_latent_of_the_epoch_needs_no_query(tmp_path: Path) -> None:
+    opened = latent_generator(tmp_path / "latent", np.zeros((DIM, 12)), (3, 2, 2), reads="epoch", inputs=(2, 3))
+    linear(opened.path / "query.onnx", np.eye(DIM))
+    tier = LatentTier(generator(opened.path, latent=opened.manifest.latent, query="query.onnx"))
+    asked = request(embedding=np.full(DIM, np.nan, np.float32), epoch=np.zeros((2, 3), np.float32))
+    assert tier.run(asked, 1, NEVER, float, Listener()).image
+
+
+def test_a_query_network_of_other_sizes(tmp_path: Path) -> None:
+    opened = bank_generator(tmp_path / "bank", np.eye(DIM), list("abcdef"))
+    linear(opened.path / "query.onnx", np.ones((DIM, DIM + 1)))
+    with pytest.raises(EngineError, match=r"output of query\.onnx; got \(1, 7\); allowed: \(1, 6\)"):
+        BankTier(generator(opened.path, bank=opened.manifest.bank, query="query.onnx"))
 
 
 def test_sentences_steer_no_terminal(tmp_path: Path) -> None:

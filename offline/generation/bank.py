@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from torch import nn
 
 from streamdec.decode.evidence import calibrate
 from streamdec.decode.gallery import unit
@@ -20,7 +19,7 @@ from ..data.store import Int64, Item
 from ..targets.images import Images
 from ..targets.registry import encoder
 from . import onnx_file
-from .linear import fit_linear, in_a_row
+from .linear import fit_linear
 
 _MAX_SCALE = 1000.0
 _BATCH = 256
@@ -59,7 +58,6 @@ def write_bank(
     group: Int64,
     queries: Float32,
     own: Sequence[str],
-    before: nn.Module,
     device: str = "cpu",
 ) -> tuple[float, str, float]:
     """Write ``bank.safetensors``, ``bank.json`` and, where the spaces differ, ``bank_adapter.onnx``.
@@ -78,10 +76,8 @@ def write_bank(
     group : array of shape (n,), int64
         Images of one concept.
     queries : array of shape (m, dim), float32
-        Of epochs, as ``before`` gives them; ``own`` their images' captions, of those in ``captions``. The scale is
+        Of epochs, as the tiers read them; ``own`` their images' captions, of those in ``captions``. The scale is
         fitted on them: where the encoder was trained on these, it is too sure of new ones.
-    before : nn.Module
-        What the embedding of an epoch goes through first.
     device : str
 
     Returns
@@ -101,7 +97,7 @@ def write_bank(
         adapter = "bank_adapter.onnx"
         rows = np.linspace(0, len(embeddings) - 1, _CHECKED).astype(int)
         examples = [{"embedding": np.ascontiguousarray(embeddings[i : i + 1])} for i in rows]
-        onnx_file.write(folder / adapter, in_a_row(before, layer), examples, "features")
+        onnx_file.write(folder / adapter, layer, examples, "features")
         seen = (queries @ layer.weight.numpy().T + layer.bias.numpy()).astype(np.float32)
     place = {sentence: i for i, sentence in enumerate(said)}
     asked = np.linspace(0, len(own) - 1, min(_ASKED, len(own))).astype(int)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from streamdec.decode.generate.generator import write_generator
 from streamdec.decode.generate.spec import Bank, Diffusion, Drawing, Generator, Latent, Llm
@@ -29,11 +29,11 @@ from ..space import space
 from ..targets.huggingface import opened
 from ..targets.store import Targets
 from ..targets.text import read_captions
-from . import diffusion_prior, onnx_file, projector
+from . import diffusion_prior, expectation, onnx_file, projector
 from .bank import write_bank
 from .config import DiffusionConfig, GeneratorConfig
 from .latent import write_latent
-from .linear import Rescaled, fit_expectation, fit_linear, in_a_row, typical_length
+from .linear import Rescaled, fit_linear, typical_length
 from .loop import Rows
 from .prior import Prior, empty_prompt
 from .source import Shown, Source
@@ -46,6 +46,7 @@ _CITATIONS = {
     "atm": "Li et al. (2024), Visual Decoding and Reconstruction via EEG Embeddings, arXiv 2403.07721",
     "direct": "Ye et al. (2023), IP-Adapter, arXiv 2308.06721",
 }
+_QUERY = "query.onnx"
 _CONDITIONER = "conditioner.onnx"
 _CHECKED = 3  # embeddings an exported network is compared on
 _SAME = 1e-3  # of the typical length: embeddings that differ less are the features themselves
@@ -109,8 +110,7 @@ class _Builder:
         with writing(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-        if self.config.shrink:
-            self._shrink()
+        query = self._query()
         config, meta = self.config, self.source.meta
         made: dict[str, Any] = {
             "bank": self._bank() if config.bank else None,
@@ -134,6 +134,7 @@ class _Builder:
             seeds=(config.seed,),
             data=" ".join(meta.data),
             simulated=self.source.simulated,
+            query=query,
             **made,
         )
         write_generator(self.folder, manifest)
@@ -142,15 +143,27 @@ class _Builder:
             shutil.rmtree(self.parts, ignore_errors=True)
         return self.notes
 
-    def _shrink(self) -> None:
-        """Learn what to make of the embedding of an epoch, before all that was fitted on embeddings of images."""
-        shown = self.shown
-        if not shown.held.any() or shown.held.all():
-            return
-        images = self._rescaled(self.source.images_of(shown))
-        layer, explained = fit_expectation(self._rescaled(shown.embeddings), images[shown.item], shown.held)
-        self.query = in_a_row(self.before, layer)
-        self._note("shrink", explained=explained)
+    def _query(self) -> str:
+        """Learn what to make of the embedding of an epoch, before all that is fitted on embeddings of images."""
+        settings = self.config.expectation
+        if settings.fit and (held := self.shown.held).any() and not held.all():
+            images = self._rescaled(self.source.images_of(self.shown))[self.shown.item]
+            found = expectation.fit(
+                self._rescaled(self.shown.embeddings),
+                images,
+                held,
+                settings,
+                self.parts / "expectation",
+                seed=self.config.seed,
+                device=self.device,
+                report=lambda line, done=0, total=0: self.report(f"expectation, {line}", done, total),
+            )
+            self._note("expectation", explained=found.explained, ridge=found.ridge)
+            self.query = nn.Sequential(self.before, found.network)
+        if isinstance(self.query, nn.Identity):
+            return ""
+        self._export(_QUERY, self.query, "expected")
+        return _QUERY
 
     def _bank(self) -> Bank:
         config = self.config.bank
@@ -170,7 +183,6 @@ class _Builder:
             self.group,
             self._of_epochs(self.shown.embeddings[rows]),
             own,
-            self.query,
             self.device,
         )
         self._note("bank", explained=explained, scale=scale)
@@ -187,14 +199,14 @@ class _Builder:
                 f"latents {targets.path}", got=targets.meta.encoder, allowed="features of vae:MODEL@size=N"
             )
         if config.reads == "embedding":
-            x, wanted, group, before = self.embeddings, self._features(targets.path), self.group, self.query
+            x, wanted, group = self.embeddings, self._features(targets.path), self.group
         else:
-            x, before = self.shown.epochs, nn.Identity()
+            x = self.shown.epochs
             wanted = np.asarray(targets.of(self.shown.of_sample), np.float32)
             names = [item.concept for item in self.shown.of_sample]
             group = np.unique(names, return_inverse=True)[1].astype(np.int64)
         path = self.folder / "latent.onnx"
-        explained = write_latent(path, config.vae, x, wanted, shape, group, before, config.reads)
+        explained = write_latent(path, config.vae, x, wanted, shape, group, config.reads)
         self._note("latent", explained=explained)
         return Latent("latent.onnx", config.reads)
 
@@ -222,7 +234,7 @@ class _Builder:
             speaker, images, epochs, settings, self.parts / "llm", seed=self.config.seed, report=self.report
         )
         self._note("llm", **losses)
-        self._export("projector.onnx", in_a_row(self.query, trained), "vectors")
+        self._export("projector.onnx", trained, "vectors")
         return Llm(
             model=self._model(config.model, "llm"),
             projector="projector.onnx",
@@ -238,7 +250,7 @@ class _Builder:
         prior = Prior(Path(config.prior)) if config.prior else None
         native = self._native(config, prior)
         fused = prior is not None and prior.meta.settings.fuse
-        layers: list[nn.Module] = [] if isinstance(self.query, nn.Identity) else [self.query]
+        layers: list[nn.Module] = []
         if config.diffusion_prior is not None:
             if fused:
                 raise ConfigError("diffusion_prior", got="with a prior that fuses", allowed="with a plain adapter")
@@ -254,7 +266,7 @@ class _Builder:
             if prior is not None and fused and config.brain_through_adapter:
                 layers.append(prior.network.projector)
             if layers:
-                self._export(_CONDITIONER, in_a_row(*layers), "condition")
+                self._export(_CONDITIONER, nn.Sequential(*layers), "condition")
         self.citations.append(_CITATIONS["hvf" if fused else "atm" if config.diffusion_prior else "direct"])
         if prior is not None:
             for name in ("adapter.safetensors", "prompt.safetensors"):
@@ -297,7 +309,7 @@ class _Builder:
         rows = [i for i, item in enumerate(self.shown.of_sample) if item.id in place]
         if not rows:
             raise DataError("diffusion_prior", got="no training stimulus among the images", do="leave images out")
-        conditions = self._rescaled(self.shown.embeddings[rows])
+        conditions = self._of_epochs(self.shown.embeddings[rows])
         images = native[[place[self.shown.of_sample[row].id] for row in rows]]
         network, loss = diffusion_prior.fit(
             conditions,
@@ -312,7 +324,7 @@ class _Builder:
         sampler = diffusion_prior.Sampler(network, settings)
         noise = diffusion_prior.noises(sampler, _CHECKED, self.config.seed)
         examples = [{"embedding": self.embeddings[i : i + 1], "noise": noise[i]} for i in range(_CHECKED)]
-        onnx_file.write(self.folder / _CONDITIONER, _Behind(self.before, sampler), examples, "condition")
+        onnx_file.write(self.folder / _CONDITIONER, sampler, examples, "condition")
 
     def _write_prompt(self, model: str) -> None:
         from diffusers import DiffusionPipeline
@@ -379,15 +391,3 @@ def _through(network: nn.Module, embeddings: Float32) -> Float32:
     with torch.no_grad():
         out: Float32 = network(torch.from_numpy(embeddings)).numpy()
     return out
-
-
-class _Behind(nn.Module):
-    """A sampler behind what embeddings go through first."""
-
-    def __init__(self, before: nn.Module, sampler: diffusion_prior.Sampler) -> None:
-        super().__init__()
-        self.before, self.sampler = before, sampler
-
-    def forward(self, embedding: Tensor, noise: Tensor) -> Tensor:
-        out: Tensor = self.sampler(self.before(embedding), noise)
-        return out

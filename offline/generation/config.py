@@ -12,6 +12,7 @@ from streamdec.decode.generate.spec import Drawing, Dtype
 from streamdec.errors import ConfigError
 
 from .diffusion_prior import DiffusionPriorSettings
+from .expectation import ExpectationSettings
 from .projector import ProjectorSettings
 
 
@@ -75,16 +76,16 @@ class GeneratorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     ``run`` whose embeddings it reads. ``images`` features by role of the run, of other images than its training
     part: all parts without EEG are then fitted on those. ``captions`` of these images, and of the training part for
     an LLM's third stage (:mod:`..targets.text` says how they lie). ``rescale`` gives every embedding the length
-    that images have first; ``shrink`` then takes those of epochs to what is expected of their images', as far as
-    the concepts that the run was validated on show it (:func:`.linear.fit_expectation`). ``inside`` copies models
-    that are folders here into the generator, so that it can be carried elsewhere.
+    that images have first; ``expectation`` then takes those of epochs to what is expected of their images', as far as
+    the concepts that the run was validated on show it (:mod:`.expectation`). ``inside`` copies models that are folders
+    here into the generator, so that it can be carried elsewhere.
     """
 
     run: str
     images: dict[str, str] = {}
     captions: str = ""
     rescale: bool = True
-    shrink: bool = True
+    expectation: ExpectationSettings = ExpectationSettings()
     inside: bool = True
     seed: int = 0
     bank: BankConfig | None = None

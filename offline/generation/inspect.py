@@ -20,6 +20,7 @@ from streamdec.decode.generate.tiers.bank import BankTier
 from streamdec.decode.generate.tiers.llm import LlmTier
 from streamdec.decode.generate.tiers.network import Network
 from streamdec.decode.generate.tiers.prompt import Prompt
+from streamdec.decode.generate.tiers.query import Query
 from streamdec.errors import ConfigError
 from streamdec.types import Candidate, Float32
 
@@ -66,8 +67,7 @@ def generate_caption(tier: LlmTier | BankTier, embedding: Float32, label: str = 
     key : str
         Stimulus key, for messages.
     """
-    candidates = (Candidate(label, label, 1.0, 1.0),) if label else ()
-    request = Request(1, "caption", key, 1, 0.0, math.inf, candidates, embedding)
+    request = _request(embedding, label, key)
     if isinstance(tier, BankTier):
         return tier.run(request).text
     return tier.run(request, tier.units[1], math.inf, lambda: 0.0, lambda result, done: True).text
@@ -90,12 +90,17 @@ def inspect_tokens(generator: OpenGenerator, embedding: Float32, label: str) -> 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     table = model.get_input_embeddings().weight.detach().float().numpy()
-    vectors = Network(generator, spec.projector)(embedding[None])[0]
+    vectors = Network(generator, spec.projector)(Query(generator)(_request(embedding, label)))[0]
     before, after = Prompt(tokenizer, spec.system, spec.prompt).tokens(label)
     likeness = unit(vectors) @ unit(table).T
     seen = [("image", str(tokenizer.decode([int(row.argmax())])), float(row.max())) for row in likeness]
     words = [[("prompt", str(tokenizer.decode([token])), 1.0) for token in side] for side in (before, after)]
     return [Token(i, *told) for i, told in enumerate([*words[0], *seen, *words[1]])]
+
+
+def _request(embedding: Float32, label: str, key: str = "") -> Request:
+    candidates = (Candidate(label, label, 1.0, 1.0),) if label else ()
+    return Request(1, "caption", key, 1, 0.0, math.inf, candidates, embedding)
 
 
 def inspect(generator: OpenGenerator, run: Path, out: Path, prepared: Prepared | None = None) -> list[Row]:

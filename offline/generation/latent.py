@@ -20,7 +20,7 @@ from ..data.store import Int64
 from ..targets.frozen import missing
 from ..targets.huggingface import network
 from . import onnx_file
-from .linear import fit_linear, in_a_row
+from .linear import fit_linear
 
 _CHECKED = 4  # samples the exported network is compared on
 
@@ -30,8 +30,6 @@ class LatentNetwork(nn.Module):
 
     Parameters
     ----------
-    before : nn.Module
-        What the input goes through first.
     regression : nn.Linear
         To the latents, scaled and flattened.
     vae : AutoencoderKL
@@ -39,9 +37,9 @@ class LatentNetwork(nn.Module):
         (channels, height, width) of the latents.
     """
 
-    def __init__(self, before: nn.Module, regression: nn.Linear, vae: Any, shape: Sequence[int]) -> None:
+    def __init__(self, regression: nn.Linear, vae: Any, shape: Sequence[int]) -> None:
         super().__init__()
-        self.regression, self.shape = in_a_row(nn.Flatten(), before, regression), tuple(shape)
+        self.regression, self.shape = nn.Sequential(nn.Flatten(), regression), tuple(shape)
         self.unscale, self.decoder = 1 / vae.config.scaling_factor, vae.decoder
         self.after = vae.post_quant_conv if vae.config.use_post_quant_conv else nn.Identity()
 
@@ -75,7 +73,6 @@ def write_latent(
     latents: Float32,
     shape: Sequence[int],
     group: Int64,
-    before: nn.Module,
     what: str,
 ) -> float:
     """Fit the regression and write the network.
@@ -94,8 +91,6 @@ def write_latent(
         (channels, height, width), q numbers.
     group : array of shape (n,), int64
         Images of one concept.
-    before : nn.Module
-        What the input goes through first.
     what : str
         Name of the input: "embedding" or "epoch".
 
@@ -115,7 +110,7 @@ def write_latent(
     if vae.config.latent_channels != shape[0]:
         raise ConfigError(f"latents for {name}", got=f"{shape[0]} channels", allowed=vae.config.latent_channels)
     regression, explained = fit_linear(x.reshape(len(x), -1), latents, group)
-    made = LatentNetwork(before, regression, vae, shape)
+    made = LatentNetwork(regression, vae, shape)
     rows = np.linspace(0, len(x) - 1, _CHECKED).astype(int)
     onnx_file.write(path, made, [{what: np.ascontiguousarray(x[i : i + 1])} for i in rows], "picture")
     return explained

@@ -19,7 +19,8 @@ import numpy as np
 
 from streamdec.decode.generate.generator import OpenGenerator
 from streamdec.decode.generate.job import LADDER, Kind, Request, Result, Tier
-from streamdec.decode.generate.tiers.base import Progress, Worked, made_up, vector
+from streamdec.decode.generate.tiers.base import Progress, Worked, made_up
+from streamdec.decode.generate.tiers.query import vector
 from streamdec.errors import EngineError
 
 DIM = 12

@@ -208,7 +208,7 @@ def _check(files: Folder, manifest: Generator) -> None:
 def _references(manifest: Generator) -> None:
     """Every file that a tier names is listed; models may be elsewhere."""
     bank, llm, latent, diffusion = manifest.bank, manifest.llm, manifest.latent, manifest.diffusion
-    wanted: list[str] = []
+    wanted = [manifest.query]
     if bank is not None:
         wanted += [bank.features, bank.sentences, bank.adapter]
     if llm is not None:

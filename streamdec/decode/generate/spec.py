@@ -127,6 +127,8 @@ class Generator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """All that a generator says of itself.
 
     ``space`` names the embedding space it reads and ``dim`` its dimension: a bundle of another space is refused.
+    ``query`` an ONNX network (1, dim) -> (1, dim) that an embedding goes through before any tier reads it, "" for none:
+    what the embedding of an epoch lets expect of its image's, which everything else was fitted on.
     ``citation``, ``created`` (ISO 8601), ``commit``, ``config``, ``seeds`` and ``data`` tell where it comes from,
     ``simulated`` that its data were. A tier that is None is not there; ``nearest`` always is. ``files`` sha256 of
     every other file of the folder.
@@ -142,6 +144,7 @@ class Generator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     seeds: tuple[int, ...]
     data: str
     simulated: bool
+    query: str = ""
     bank: Bank | None = None
     llm: Llm | None = None
     latent: Latent | None = None

@@ -13,8 +13,9 @@ from ...evidence import softmax
 from ...gallery import Gallery, top
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
-from .base import plain, vector
+from .base import plain
 from .network import Network
+from .query import Query
 
 
 class BankTier:
@@ -30,7 +31,7 @@ class BankTier:
     BundleError
         Its files are not what they should be.
     EngineError
-        Its adapter cannot be loaded or has other sizes.
+        One of its networks cannot be loaded or has other sizes.
     """
 
     name: Tier = "bank"
@@ -38,7 +39,8 @@ class BankTier:
     def __init__(self, generator: OpenGenerator) -> None:
         bank = generator.manifest.bank
         assert bank is not None, "opened for a generator without a bank"
-        self._dim, self._scale = generator.manifest.dim, bank.scale
+        dim, self._scale = generator.manifest.dim, bank.scale
+        self._query = Query(generator)
         features = _features(bank.features, generator.read(bank.features))
         try:
             sentences = msgspec.json.decode(generator.read(bank.sentences), type=list[str])
@@ -53,13 +55,13 @@ class BankTier:
             raise BundleError(f"text bank {bank.sentences}", got="no sentences", allowed="1 or more")
         self._adapter = Network(generator, bank.adapter) if bank.adapter else None
         if self._adapter is not None:
-            self._adapter.expect(input=(1, self._dim), output=(1, self._bank.dim))
-        elif self._bank.dim != self._dim:
-            raise BundleError(f"text bank {bank.features}", got=f"{self._bank.dim} dims", allowed=self._dim)
+            self._adapter.expect(input=(1, dim), output=(1, self._bank.dim))
+        elif self._bank.dim != dim:
+            raise BundleError(f"text bank {bank.features}", got=f"{self._bank.dim} dims", allowed=dim)
 
     def run(self, request: Request) -> Result:
         """Answer a request: the best sentence and its probability among all."""
-        embedding = vector(request, self._dim)
+        embedding = self._query(request)
         if self._adapter is not None:
             embedding = self._adapter(embedding)
         scores = self._bank.scores(embedding[0])

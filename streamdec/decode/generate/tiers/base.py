@@ -86,24 +86,6 @@ class Worked(Protocol):
         """
 
 
-def vector(request: Request, dim: int) -> Float32:
-    """Give a request's embedding as (1, dim).
-
-    Raises
-    ------
-    EngineError
-        It has another size, or NaN or infinity.
-    """
-    embedding = request.embedding
-    if embedding.shape != (dim,) or embedding.dtype != np.float32:
-        raise EngineError(
-            f"embedding of {request.key!r}", got=f"{embedding.dtype} {embedding.shape}", allowed=f"float32 ({dim},)"
-        )
-    if not np.isfinite(embedding).all():
-        raise EngineError(f"embedding of {request.key!r}", got="NaN or infinity", allowed="finite values")
-    return embedding[None]
-
-
 def plain(text: str) -> str:
     """Make one line of printable characters: whatever steers a terminal becomes a space, and spaces become one."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -22,8 +22,9 @@ from ....errors import BundleError, EngineError
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
 from ..spec import Diffusion
-from .base import Progress, check_device, made_up, opening, png, seed, told, vector
+from .base import Progress, check_device, made_up, opening, png, seed, told
 from .network import Network
+from .query import Query
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,13 +69,14 @@ class DiffusionTier:
         assert spec is not None, "opened for a generator without a diffusion model"
         check_device(device)
         torch.set_num_threads(threads)
-        self._spec, self._dim, self._device = spec, generator.manifest.dim, torch.device(device)
+        self._spec, self._device = spec, torch.device(device)
+        width = generator.manifest.dim
         self.units = (spec.min_steps, spec.max_steps)
-        self.example = made_up("reconstruction", self._dim)
+        self.example = made_up("reconstruction", width)
+        self._query = Query(generator, threads)
         self._conditioner = Network(generator, spec.conditioner, threads) if spec.conditioner else None
-        width = self._dim
         if self._conditioner is not None:
-            self._conditioner.expect(input=(1, self._dim), output=(1, None))
+            self._conditioner.expect(input=(1, width), output=(1, None))
             width = self._conditioner.output[1]
         self._pipe = _pipeline(generator, spec, self._device)
         _adapt(self._pipe, spec, generator.read(spec.adapter), width)
@@ -95,7 +97,7 @@ class DiffusionTier:
         """Draw in ``units`` steps; at the deadline, what the scheduler takes the picture to become is drawn."""
         import torch
 
-        embedding = vector(request, self._dim)
+        embedding = self._query(request)
         if self._conditioner is not None:
             embedding = self._conditioner(embedding, seed(request))
         shown = torch.from_numpy(embedding)[None]  # (1, 1, D): one image, one vector

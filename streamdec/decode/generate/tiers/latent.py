@@ -10,8 +10,9 @@ from ....errors import EngineError
 from ....types import Float32
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
-from .base import Progress, made_up, png, vector
+from .base import Progress, made_up, png
 from .network import Network
+from .query import Query
 
 
 class LatentTier:
@@ -27,7 +28,7 @@ class LatentTier:
     Raises
     ------
     EngineError
-        The network cannot be loaded or has other sizes.
+        A network cannot be loaded or has other sizes.
     """
 
     name: Tier = "latent"
@@ -36,13 +37,14 @@ class LatentTier:
     def __init__(self, generator: OpenGenerator, threads: int = 1) -> None:
         latent = generator.manifest.latent
         assert latent is not None, "opened for a generator without a latent tier"
-        self._dim, self._reads = generator.manifest.dim, latent.reads
+        dim = generator.manifest.dim
+        self._query = Query(generator, threads) if latent.reads == "embedding" else None
         self._network = Network(generator, latent.network, threads)
         self._network.expect(
-            input=(1, self._dim) if latent.reads == "embedding" else (1, None, None), output=(1, 3, None, None)
+            input=(1, dim) if latent.reads == "embedding" else (1, None, None), output=(1, 3, None, None)
         )
         epoch = np.zeros(self._network.input[1:], np.float32) if latent.reads == "epoch" else None
-        self.example = made_up("reconstruction", self._dim, epoch)
+        self.example = made_up("reconstruction", dim, epoch)
 
     def warm_up(self) -> None:
         """Run a few times."""
@@ -58,7 +60,7 @@ class LatentTier:
         return result
 
     def _picture(self, request: Request) -> bytes:
-        values = vector(request, self._dim) if self._reads == "embedding" else self._epoch(request)
+        values = self._epoch(request) if self._query is None else self._query(request)
         return png(self._network(values)[0])
 
     def _epoch(self, request: Request) -> Float32:

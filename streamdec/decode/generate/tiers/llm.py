@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ....errors import BundleError, EngineError
 from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
-from .base import Progress, check_device, made_up, opening, plain, told, vector
+from .base import Progress, check_device, made_up, opening, plain, told
 from .network import Network
 from .prompt import Prompt
+from .query import Query
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,11 +56,13 @@ class LlmTier:
         assert spec is not None, "opened for a generator without a language model"
         check_device(device)
         torch.set_num_threads(threads)
-        self._spec, self._dim, self._device = spec, generator.manifest.dim, torch.device(device)
+        self._spec, self._device = spec, torch.device(device)
         self._model, self._tokenizer = _load(generator, torch.device(device))
         self._embed = self._model.get_input_embeddings()
+        dim = generator.manifest.dim
+        self._query = Query(generator, threads)
         self._projector = Network(generator, spec.projector, threads)
-        self._projector.expect(input=(1, self._dim), output=(1, None, self._embed.weight.shape[1]))
+        self._projector.expect(input=(1, dim), output=(1, None, self._embed.weight.shape[1]))
         self._prompt = Prompt(self._tokenizer, spec.system, spec.prompt)
         self._stop = _end_tokens(self._model, self._tokenizer)
         length = self._prompt.longest + self._projector.output[1]
@@ -70,7 +73,7 @@ class LlmTier:
         self.units = (min(spec.min_tokens, most), most)
         self._cache: Any = StaticCache(config=self._model.config, max_cache_len=length + most)
         self._kept = 0  # tokens at the head of the cache that every prompt begins with
-        self.example = made_up("caption", self._dim)
+        self.example = made_up("caption", dim)
 
     def warm_up(self) -> None:
         """Write two captions."""
@@ -83,7 +86,7 @@ class LlmTier:
         """Write a caption: up to its first sentence's end, ``units`` tokens, or the deadline."""
         import torch
 
-        image = torch.from_numpy(self._projector(vector(request, self._dim)))
+        image = torch.from_numpy(self._projector(self._query(request)))
         label = request.candidates[0].label if request.candidates else ""
         tokens: list[int] = []
         result = Result(units=0, wanted=units)
