@@ -3,7 +3,7 @@
 A run folder holds ``run.json`` (method, resolved settings, seed, commit, data and target fingerprints),
 ``history.jsonl`` (one line per pass), ``resume.safetensors`` (training state after the last finished pass), and once
 fitted ``encoder.safetensors`` and ``fitted.json``, ``tensorboard/``, and ``evaluations/SUBJECT.json``,
-``transductive/SUBJECT.json`` and ``time_windows/SUBJECT-MODE.json``.
+``transductive/SUBJECT.json`` and ``time_windows/SUBJECT-MODE.json``; SUBJECT.STORE where another store was tested.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class RunFolder:
             raise DataError(f"{self.path / name}", got=str(error), do="fit it first: streamdec-train fit") from error
 
     def keep_evaluation(self, name: str, record: msgspec.Struct, kind: str = "evaluations") -> None:
-        """Write a record of the test part ``name``, a subject's, into the folder of its kind."""
+        """Write a record of the test ``name``, a subject's, into the folder of its kind."""
         self.write(self.evaluation(name, kind), record)
 
     def evaluation(self, name: str, kind: str = "evaluations") -> str:

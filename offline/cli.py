@@ -230,18 +230,21 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .experiment import evaluate_run, open_test
     from .targets.store import Targets
 
+    run = RunFolder(args.fitted)
     prepared = Prepared(args.prepared) if args.prepared else None
     centres = {role: Targets(path) for role, path in args.centres.items()} if args.centres else None
     evaluation = evaluate_run(args.fitted, prepared, centres=centres)
-    run = RunFolder(args.fitted)
-    run.keep_evaluation(evaluation.subject, evaluation)
+    name = evaluation.subject
+    if prepared is not None and prepared.path.name != name:  # perhaps another session: it takes no other's place
+        name += f".{prepared.path.name}"
+    run.keep_evaluation(name, evaluation)
     _show(out, evaluation)
     if args.windows:
         from .windows import time_windows
 
         with progress(err) as report:
             found = time_windows(args.fitted, prepared, args.windows, device=args.device, report=report)
-        run.keep_evaluation(f"{evaluation.subject}-{args.windows}", found, "time_windows")
+        run.keep_evaluation(f"{name}-{args.windows}", found, "time_windows")
         for row in (*found.growing, *found.shrinking):
             tell(out, f"{1000 * row.start:.0f} to {1000 * row.stop:.0f} ms: top-1 {100 * row.averaged.top1:.2f} %")
     if args.transductive:
@@ -250,9 +253,9 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
         test = open_test(args.fitted, prepared)
         means, shown, repetitions = test.averaged()
         record = transductive(test.about, test.encode(means), test.gallery, shown, repetitions)
-        run.keep_evaluation(evaluation.subject, record, "transductive")
-        for name in ("csls", "sinkhorn", "whitened"):
-            tell(out, f"transductive, {name}: top-1 {100 * getattr(record, name).top1:.2f} %")
+        run.keep_evaluation(name, record, "transductive")
+        for how in ("csls", "sinkhorn", "whitened"):
+            tell(out, f"transductive, {how}: top-1 {100 * getattr(record, how).top1:.2f} %")
 
 
 def _report(args: argparse.Namespace, out: Console, err: Console) -> None:

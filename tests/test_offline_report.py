@@ -266,6 +266,29 @@ def test_gathering(runs, tmp_path) -> None:
         gather.gather([_empty(tmp_path)])
 
 
+def test_every_session_of_a_subject_counts(runs, tmp_path) -> None:
+    """A second recording of the same person is kept beside the first, and their mean is the subject's."""
+    own = Prepared(runs.parent / "sub-01")
+    path = tmp_path / "runs" / "seed-0"
+    report_runs.run(path, "ridge", {}, [own], own)
+    assert len(gather.gather([path.parent]).data_sets[0].variants[0].entries) == 1
+    second = report_runs.store(tmp_path / "later", "sub-01", noise=60.0)
+    moved = second.path.rename(tmp_path / "later" / "session-2")
+    assert cli.main(["evaluate", str(path), "--prepared", str(moved)]) == 0
+    assert {file.name for file in (path / "evaluations").iterdir()} == {"sub-01.json", "sub-01.session-2.json"}
+    gathered = gather.gather([path.parent])
+    assert gathered.doubled == ()
+    both = gathered.data_sets[0].variants[0].entries
+    assert len(both) == 2
+    top1 = [entry.evaluation.averaged.top1 for entry in both]
+    assert top1[0] != top1[1]
+    mean = tables.of(both, lambda retrieval: retrieval.top1)
+    assert mean.value == pytest.approx(np.mean(top1))
+    assert (mean.n_subjects, mean.n_seeds) == (1, 1)
+    assert cli.main(["evaluate", str(path), "--prepared", str(moved)]) == 0
+    assert len(gather.gather([path.parent]).data_sets[0].variants[0].entries) == 2, "again is not another session"
+
+
 def test_number_of_subjects_tells_models_apart(runs, tmp_path) -> None:
     """Each subject alone, both in one model, and left out: the last is not told apart, its protocol says it."""
     a, b = (Prepared(runs.parent / name) for name in ("sub-01", "sub-02"))

@@ -202,16 +202,18 @@ def _classes(entry: Entry) -> bool:
 
 
 def _once(entries: Sequence[Entry]) -> tuple[list[Entry], tuple[Path, ...]]:
-    """Keep the first of entries with the same settings, protocol, subject and seed."""
-    seen: dict[object, Entry] = {}
+    """Keep the first of runs alike in settings, protocol, subject and seed, with all sessions it was tested on."""
+    first: dict[object, Path] = {}
+    kept: dict[object, Entry] = {}
     doubled = []
     for entry in entries:
-        e = entry.evaluation
+        e, path = entry.evaluation, entry.run.path
         key = (_identity(entry), e.dataset, e.simulated, e.protocol, e.subject, e.seed, len(entry.run.meta.prepared))
-        if key in seen:
-            doubled.append(entry.run.path)
-        seen.setdefault(key, entry)
-    return list(seen.values()), tuple(dict.fromkeys(doubled))
+        if first.setdefault(key, path) == path:
+            kept.setdefault((key, e.test_data), entry)
+        else:
+            doubled.append(path)
+    return list(kept.values()), tuple(dict.fromkeys(doubled))
 
 
 def _identity(entry: Entry) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -25,8 +26,16 @@ def of(entries: Iterable[Entry], figure: Callable[[Retrieval], float]) -> Mean |
 
 def over(entries: Iterable[Entry], figure: Callable[[Evaluation], float]) -> Mean | None:
     """Summarise a figure of the evaluations; None without entries."""
-    values = {(e.evaluation.subject, e.evaluation.seed): figure(e.evaluation) for e in entries}
+    values = _by_subject(entries, figure)
     return summarise(values) if values else None
+
+
+def _by_subject(entries: Iterable[Entry], figure: Callable[[Evaluation], float]) -> dict[tuple[str, int], float]:
+    """Give a figure by subject and seed: the mean over sessions, where several were tested."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for entry in entries:
+        found.setdefault((entry.evaluation.subject, entry.evaluation.seed), []).append(figure(entry.evaluation))
+    return {key: fmean(sessions) for key, sessions in found.items()}
 
 
 def percent(mean: Mean | None) -> str:
@@ -280,14 +289,9 @@ def _against(entries: Sequence[Entry], usual: Sequence[Entry], figure: Callable[
     mean = of(entries, figure)
     if mean is None:
         return _NONE
-    theirs = {_key(entry): figure(averaged(entry.evaluation)) for entry in usual}
-    pairs = [(_key(e), figure(averaged(e.evaluation))) for e in entries if _key(e) in theirs]
+    own, theirs = (_by_subject(side, lambda evaluation: figure(averaged(evaluation))) for side in (entries, usual))
+    differences = {key: own[key] - theirs[key] for key in own if key in theirs}
     shown = f"{100 * mean.value:.1f}"
-    if not pairs:
+    if not differences:
         return shown
-    difference = summarise({key: value - theirs[key] for key, value in pairs}).value
-    return f"{shown} ({100 * difference:+.1f})".replace("-", "−")
-
-
-def _key(entry: Entry) -> tuple[str, int]:
-    return entry.evaluation.subject, entry.evaluation.seed
+    return f"{shown} ({100 * summarise(differences).value:+.1f})".replace("-", "−")

@@ -22,12 +22,12 @@ CH_NAMES = ("O1", "Oz", "O2", "Fz")
 KINDS = ("animal", "tool", "food")
 
 
-def store(folder: Path, subject: str) -> Prepared:
+def store(folder: Path, subject: str, noise: float = 2.0) -> Prepared:
     """Make a tiny store whose channels are electrodes and whose test items have images and labels that repeat."""
-    tiny_store.make(folder / subject, subject=subject, noise=2.0)
+    tiny_store.make(folder / subject, subject=subject, noise=noise)
     meta = msgspec.json.decode((folder / subject / "meta.json").read_bytes(), type=Meta)
     images = folder / "images"
-    images.mkdir(exist_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
     items = []
     for i, item in enumerate(meta.items["test"]):
         name, label = f"{i:02d}.png", f"{KINDS[i % 3]} {i}"
