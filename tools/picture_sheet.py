@@ -76,7 +76,9 @@ def main() -> None:
             if code := train(call):
                 raise SystemExit(code)
         made = results.read(folder)
-        shown = set(list(dict.fromkeys(one.key for one in made))[: args.stimuli])
+        keys = list(dict.fromkeys(one.key for one in made))
+        n = min(args.stimuli, len(keys))
+        shown = {keys[i * (len(keys) - 1) // max(1, n - 1)] for i in range(n)}  # from all over them
         sheet([one for one in made if one.key in shown], open_truth("world")).save(args.out)
     print(f"{args.out}: {len(shown)} stimuli")
 
