@@ -305,8 +305,9 @@ def started(module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Start a program; it is ended with the context."""
     say(f"$ {shown(module, arguments)} &")
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, **ends, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         try:
             yield process
         finally:

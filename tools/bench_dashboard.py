@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import numpy as np
@@ -40,6 +40,9 @@ from streamdec.feed import schema
 from streamdec.feed.publisher import FeedSettings, Publisher
 from streamdec.types import Candidate, StreamInfo
 
+Said = tuple[float, Any, tuple[Any, ...]]
+"""(seconds, message, payloads)."""
+GENERATED: tuple[Literal["caption", "reconstruction"], ...] = ("caption", "reconstruction")
 SOA, EPOCH = 0.2, 1.0  # s
 BUDGETS = {"retrieval": 0.05, "caption": 0.3, "reconstruction": 0.8}
 N_CHANS, N_PICTURES = 63, 64
@@ -61,13 +64,11 @@ FLAT = 1.1  # growth of a median from then on
 # --- the session -----------------------------------------------------------------------------------------------------
 
 
-def script(
-    rng: np.random.Generator, ids: tuple[str, ...], labels: tuple[str, ...]
-) -> Iterator[tuple[float, Any, tuple]]:
+def script(rng: np.random.Generator, ids: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Said]:
     """What a session says and when, in order: (seconds, message, payloads), for ever."""
     pictures = [picture(rng) for _ in range(N_PICTURES)]
     ch_names = bundles.read(DEMO_BUNDLE).manifest.signal.ch_names
-    waiting: list[tuple[float, Any, tuple]] = []
+    waiting: list[Said] = []
     counts = dict.fromkeys(("onsets", "decided", "rejected"), 0)
     seen: dict[str, int] = {}
     stimulus = tick = second = 0
@@ -75,9 +76,10 @@ def script(
         onset = stimulus * SOA
         while tick * 0.1 <= onset:
             data = rng.normal(0, 12, (N_CHANS, 10)).astype(np.float32)
-            about = {"sfreq": 100.0, "ch_names": ch_names, "bad": {"T7": "flat"} if tick // 600 % 5 == 4 else {}}
+            bad = {"T7": "flat"} if tick // 600 % 5 == 4 else {}
             entry = schema.Payload(0, "signal", dtype="<f4", shape=data.shape)
-            waiting.append((tick * 0.1, schema.Signal(time=tick * 0.1, payloads=(entry,), **about), (data,)))
+            signal = schema.Signal(time=tick * 0.1, payloads=(entry,), sfreq=100.0, ch_names=ch_names, bad=bad)
+            waiting.append((tick * 0.1, signal, (data,)))
             tick += 1
         while second <= onset:
             quantiles = {
@@ -96,8 +98,10 @@ def script(
         counts["decided" if decided else "rejected"] += 1
         waiting.append((onset, schema.Onset(key=key, text=key, onset_time=onset), ()))
         due = onset + EPOCH
-        outcome = "decided" if decided else "rejected"
-        end = schema.Epoch(key=key, onset_time=onset, outcome=outcome, reason="" if decided else "9 channels bad")
+        if decided:
+            end = schema.Epoch(key=key, onset_time=onset, outcome="decided", reason="")
+        else:
+            end = schema.Epoch(key=key, onset_time=onset, outcome="rejected", reason="9 channels bad")
         waiting.append((due + 0.006, end, ()))
         if decided:
             waiting += results(rng, key, onset, seen[key], ids, labels, pictures)
@@ -115,7 +119,7 @@ def results(
     ids: tuple[str, ...],
     labels: tuple[str, ...],
     made: list[bytes],
-) -> list[tuple[float, Any, tuple]]:
+) -> list[Said]:
     """A decision, a caption in two pieces, a picture; one in a hundred late, one in twenty dropped."""
     due = onset + EPOCH
     best = [ids.index(key), *rng.integers(len(ids), size=4)]
@@ -128,8 +132,8 @@ def results(
         key=key, onset_time=onset, residual=0.0, horizon=EPOCH, final=True, repetitions=n, candidates=candidates,
         gallery_size=len(ids), rank=1, stop=False, timing=timing, payloads=(schema.embedding(0, query, key),),
     )  # fmt: skip
-    found: list[tuple[float, Any, tuple]] = [(at, decision, (query,))]
-    for kind, after in (("caption", 0.15), ("reconstruction", 0.5)):
+    found: list[Said] = [(at, decision, (query,))]
+    for kind, after in zip(GENERATED, (0.15, 0.5), strict=True):
         if rng.random() < 0.05:
             dropped = schema.Dropped(what=kind, text="", reason="superseded", key=key, onset_time=onset)
             found.append((at + after, dropped, ()))
@@ -138,7 +142,7 @@ def results(
         times = schema.GenerationTiming(
             due, at, at, due + latency, due + latency, latency, BUDGETS[kind], latency <= BUDGETS[kind]
         )
-        about = {
+        about: dict[str, Any] = {
             "key": key,
             "onset_time": onset,
             "repetitions": n,
@@ -369,20 +373,20 @@ def verdict(rows: list[dict[str, float]], minutes: float, speed: float, complain
         )
         return round(late / early, 3)
 
+    growths = {f"{name}_growth": growth(f"{name}_mb") for name in ("heap", "renderer", "server")}
+    frames = [row["frames"] for row in rows]
+    flat = max(growths.values()) <= FLAT
     last = {
         "minutes": minutes,
         "speed": speed,
-        "heap_growth": growth("heap_mb"),
-        "renderer_growth": growth("renderer_mb"),
-        "server_growth": growth("server_mb"),
-        "frames_median": float(np.median([row["frames"] for row in rows])),
-        "frames_least": min(row["frames"] for row in rows),
+        **growths,
+        "frames_median": float(np.median(frames)),
+        "frames_least": min(frames),
         "server_cpu": round(float(np.mean([row["server_cpu"] for row in rows])), 4),
         "lost": rows[-1]["lost"],
         "complaints": complaints[:5],
+        "met": bool(flat and np.median(frames) > 30 and not complaints),
     }
-    flat = max(last["heap_growth"], last["renderer_growth"], last["server_growth"]) <= FLAT
-    last["met"] = bool(flat and last["frames_median"] > 30 and not complaints)
     print(json.dumps(last), flush=True)
     return bool(last["met"])
 

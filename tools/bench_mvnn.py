@@ -23,7 +23,7 @@ def published(samples: np.ndarray) -> np.ndarray:
     """(n, n_chans) -> (n_chans, n_chans): sklearn.discriminant_analysis._cov(samples, shrinkage="auto")."""
     scaler = StandardScaler()
     shrunk = ledoit_wolf(scaler.fit_transform(samples))[0]
-    return scaler.scale_[:, None] * shrunk * scaler.scale_[None, :]
+    return np.asarray(scaler.scale_[:, None] * shrunk * scaler.scale_[None, :])
 
 
 def reference(epochs: np.ndarray, dim: str) -> np.ndarray:
@@ -32,7 +32,7 @@ def reference(epochs: np.ndarray, dim: str) -> np.ndarray:
     for of_stimulus in epochs:
         parts = [e.T for e in of_stimulus] if dim == "epochs" else list(of_stimulus.transpose(2, 0, 1))
         sigma.append(np.mean([published(part) for part in parts], axis=0))
-    return fractional_matrix_power(np.mean(sigma, axis=0), -0.5)
+    return np.asarray(fractional_matrix_power(np.mean(sigma, axis=0), -0.5))
 
 
 def ours(epochs: np.ndarray, dim: str) -> np.ndarray:

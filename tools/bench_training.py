@@ -46,6 +46,11 @@ class Case(NamedTuple):
     batch: int
     computed: bool = False
 
+    @property
+    def pair(self) -> tuple[nn.Module, nn.Module]:
+        """Ours and theirs."""
+        return self.ours, self.theirs
+
 
 def nice() -> Case:
     """NICE."""
@@ -105,9 +110,9 @@ def added(name: str, which: int, batch: int | None, threads: int) -> float:
     case = CASES[name]()
     x, gradient = data(case, batch)
     few = x[:4].detach().requires_grad_(case.computed)
-    step(case[which], few, gradient[:4])
+    step(case.pair[which], few, gradient[:4])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(case[which], x, gradient)
+    step(case.pair[which], x, gradient)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * _KIB / 2**20
 
 
@@ -125,7 +130,7 @@ def throughput(name: str, n_epochs: int, batch: int | None) -> list[float]:
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(-1, max(n_epochs // len(x), 1)):
         for which, each in enumerate(seconds):
-            taken = step(case[which], x, gradient)
+            taken = step(case.pair[which], x, gradient)
             if turn >= 0:  # the first step of each only warms up
                 each.append(taken)
     return [len(x) / statistics.median(each) for each in seconds]

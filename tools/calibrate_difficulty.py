@@ -26,7 +26,7 @@ from streamdec.simulate.schedule import TARGET, Schedule, rsvp
 from streamdec.simulate.subject import Subject
 from streamdec.simulate.things_layout import training_images
 from streamdec.simulate.world import World
-from streamdec.types import Float32, Float64
+from streamdec.types import Float32, Float64, Int64
 
 SIGNAL = Signal(CH_NAMES, 1000.0, -0.2, 1.0, steps=(Baseline(-0.2, 0.0), Resample(250.0), Drop(50)))
 N_SESSIONS = 4
@@ -49,7 +49,7 @@ def epochs(subject: Subject, schedule: Schedule, noise: Noise, chain: Chain) -> 
         held, origin = held[:, keep:], origin + keep
 
 
-def ridge(X: Float32, Y: Float64, groups: Float64) -> Float32:
+def ridge(X: Float32, Y: Float64, groups: Int64) -> Float32:
     """Weights (n_inputs, n_features); strength per feature by its error on a fifth of the groups."""
     kernel = (X @ X.T).astype(np.float64)
     held_out = groups % 5 == 0
@@ -65,7 +65,7 @@ def ridge(X: Float32, Y: Float64, groups: Float64) -> Float32:
     return np.asarray(X.T @ dual.astype(np.float32), np.float32)
 
 
-def top(queries: Float64, gallery: Float64, truth: Float64, k: int) -> float:
+def top(queries: Float32 | Float64, gallery: Float32 | Float64, truth: Int64, k: int) -> float:
     """Share of queries (n, D) whose own gallery row is among the k most similar, per cent."""
     q, g = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, gallery))
     similarity = q @ g.T

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import ViewportSize, sync_playwright
 
 from streamdec import child
 from streamdec.acquire.lsl.library import loopback
@@ -34,7 +35,7 @@ from streamdec.sessions.report import report
 from streamdec.simulate.amplifier import CATCH
 
 TARGETS = Path(__file__).parents[1] / "docs" / "pages" / "pictures"
-SCHEMES = ("light", "dark")
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def photograph(seconds: float = 60.0) -> None:
@@ -42,7 +43,7 @@ def photograph(seconds: float = 60.0) -> None:
     with simulated_session(full=True) as feed, ExitStack() as stack, sync_playwright() as play:
         address = child.start(stack, "dashboard", feed.endpoint).split()[-1]
         browser = play.chromium.launch(executable_path=shutil.which("chromium"))
-        size = {"width": 1600, "height": 1000}
+        size: ViewportSize = {"width": 1600, "height": 1000}
         pages = {each: browser.new_page(viewport=size, color_scheme=each) for each in SCHEMES}
         for shown in pages.values():
             shown.goto(address)

@@ -18,7 +18,7 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from streamdec import bench
 from streamdec.acquire.clock import SampleClock
@@ -254,7 +254,7 @@ def draw_epochs(data: dict[str, Any], p: Palette) -> Any:
     axes.text(np.mean(data["lose"]), -1.1, "samples lost", ha="center", fontsize=8)
     axes.set_yticks(range(0, len(shown), 5))
     axes.set(ylabel="marker", ylim=(len(shown) + 0.2, -2), xlim=(shown[0] - 0.4, shown[-1] + tmax + 0.3))
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[end]) for end in ("decided", "lost_data")]
+    handles = [Rectangle((0, 0), 1, 1, color=colours[end]) for end in ("decided", "lost_data")]
     axes.legend(handles, ["decided", "lost_data"], loc="lower left", frameon=False, fontsize=8)
     times = np.linspace(shown[0] - 0.4, shown[-1] + tmax + 0.3, 300)
     starts, stops = np.array(shown), np.array(shown) + tmax
@@ -286,16 +286,16 @@ def draw_evidence(data: dict[str, Any], p: Palette) -> Any:
 def draw_ladder(data: dict[str, Any], p: Palette) -> Any:
     """Each request at the time it came, as late as its answer was, coloured by tier and steps."""
     figure, axes = plt.subplots(figsize=(7.2, 3.0))
-    kinds = {
+    kinds: dict[str, tuple[str, Callable[[str, int], bool]]] = {
         "diffusion, 4 steps": (p.marks[0], lambda tier, n: tier == "diffusion" and n == 4),
         "diffusion, 1 to 3 steps": (p.marks[2], lambda tier, n: tier == "diffusion" and n < 4),
         "latent": (p.marks[4], lambda tier, n: tier == "latent"),
         "nearest": (p.marks[1], lambda tier, n: tier == "nearest"),
     }
     for name, (colour, belongs) in kinds.items():
-        points = [(asked, 1e3 * (done - asked)) for asked, done, tier, n in data["found"] if belongs(tier, n)]
-        if points:
-            axes.scatter(*zip(*points, strict=True), s=16, color=colour, label=f"{name} ({len(points)})")
+        points = np.array([(at, 1e3 * (done - at)) for at, done, tier, n in data["found"] if belongs(tier, n)])
+        if len(points):
+            axes.scatter(points[:, 0], points[:, 1], s=16, color=colour, label=f"{name} ({len(points)})")
     axes.axhline(1e3 * data["budget"], color=p.ink, lw=0.8, ls=":")
     axes.text(0, 1e3 * data["budget"] + 15, "deadline", fontsize=8)
     axes.axvspan(*data["busy"], color=p.faint, alpha=0.2, lw=0)
@@ -309,7 +309,7 @@ def draw_latency(data: dict[str, Any], p: Palette) -> Any:
     """Histogram of push to receipt."""
     figure, axes = plt.subplots(figsize=(7.2, 2.6))
     ms = data["ms"]
-    axes.hist(ms, bins=np.linspace(0, max(8.0, float(np.percentile(ms, 99)) * 1.2), 60), color=p.marks[0])
+    axes.hist(ms, bins=np.linspace(0, max(8.0, float(np.percentile(ms, 99)) * 1.2), 60).tolist(), color=p.marks[0])
     for share, name in ((50, "median"), (99, "99th percentile")):
         value = float(np.percentile(ms, share))
         axes.axvline(value, color=p.ink, lw=0.8, ls=":")
@@ -453,7 +453,7 @@ def main(names: list[str]) -> None:
         make, draw = PICTURES[name]
         data = make()
         for p in PALETTES:
-            style = {
+            style: dict[Any, Any] = {
                 "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 9,
                 "text.color": p.ink, "axes.edgecolor": p.faint, "axes.labelcolor": p.ink, "axes.spines.top": False,
                 "axes.spines.right": False, "xtick.color": p.ink, "ytick.color": p.ink, "axes.facecolor": "none",

@@ -149,7 +149,7 @@ def typescript_type(definition: dict[str, Any]) -> str:
         return f"Array<{typescript_type(definition['items'])}>"
     if definition["type"] == "object":
         return f"Record<string, {typescript_type(definition['additionalProperties'])}>"
-    return {"integer": "number"}.get(definition["type"], definition["type"])
+    return "number" if definition["type"] == "integer" else str(definition["type"])
 
 
 def generate() -> dict[Path, str]:

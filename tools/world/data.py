@@ -34,7 +34,7 @@ class Data:
         if not file.exists():
             cache.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part.npy")
-            np.save(part, self.world.images("train", rows))
+            np.save(part, self.world.images("train", rows.tolist()))
             part.rename(file)
         self.images: UInt8 = np.load(file, mmap_mode="r")
         self.shows = [attributes(self.world.concept("train", int(i)), self.world.look("train", int(i))) for i in rows]

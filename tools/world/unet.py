@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from vae import CHANNELS, latents
 
 from streamdec.simulate.captions import ATTRIBUTES, PHRASINGS, describe
+from streamdec.simulate.features import UInt8
 
 SEED = 13
 DROPPED = 0.1
@@ -119,8 +120,8 @@ def make(data: Data, cache: Path, out: Path, steps: int = 15000, batch: int = 32
         texts = ["" if rng.random() < DROPPED else data.caption(row, rng, short=0.15) for row in rows]
         clean, noise = known[rows], torch.randn(batch, *known.shape[1:])
         anywhere, often = rng.integers(1000, size=batch), rng.choice(OFTEN, batch)
-        times = np.where(rng.random(batch) < 0.5, often, anywhere)
-        times = torch.from_numpy(np.where(rng.random(batch) < LAST, 999, times))
+        before = np.where(rng.random(batch) < 0.5, often, anywhere)
+        times = torch.from_numpy(np.where(rng.random(batch) < LAST, 999, before))
         noisy, wanted = (f(clean, noise, times) for f in (schedule.add_noise, schedule.get_velocity))
         with torch.no_grad():
             hidden = text(tokenize(words, texts)).last_hidden_state
@@ -140,7 +141,7 @@ def make(data: Data, cache: Path, out: Path, steps: int = 15000, batch: int = 32
     return {"steps": steps, "batch": batch, "seed": SEED}
 
 
-def draw(folder: Path, texts: list[str], steps: int, guidance: float = 0.0, seed: int = 0) -> np.ndarray:
+def draw(folder: Path, texts: list[str], steps: int, guidance: float = 0.0, seed: int = 0) -> UInt8:
     """Draw pictures of sentences through diffusers' pipeline: (n, 64, 64, 3) uint8."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, torch_dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
@@ -158,7 +159,8 @@ def draw(folder: Path, texts: list[str], steps: int, guidance: float = 0.0, seed
                 output_type="np",
             ).images
         )
-    return np.rint(np.concatenate(drawn) * 255).astype(np.uint8)
+    pictures: UInt8 = np.rint(np.concatenate(drawn) * 255).astype(np.uint8)
+    return pictures
 
 
 def measure(folder: Path, data: Data, n: int = 200) -> dict[str, float]:

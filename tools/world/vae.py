@@ -51,7 +51,8 @@ def loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     pixels = error.abs().mean() + error.square().mean() + opponent(error)[:, 1:].abs().mean()
     told = (latent[:, :3] - opponent(functional.avg_pool2d(images, 4))).square().mean()
-    return pixels + 0.5 * edges + told + 1e-3 * latent.square().mean()
+    found: Tensor = pixels + 0.5 * edges + told + 1e-3 * latent.square().mean()
+    return found
 
 
 def opponent(images: Tensor) -> Tensor:
@@ -71,7 +72,8 @@ def latents(vae: AutoencoderKL, images: UInt8, batch: int = 256) -> Tensor:
     """Mean latents: (n, 6, 16, 16) float32."""
     with torch.no_grad():
         parts = [vae.encode(to_signed(images[i : i + batch])).latent_dist.mode() for i in range(0, len(images), batch)]
-    return torch.cat(parts) * vae.config.scaling_factor
+    scale: float = vae.config.scaling_factor
+    return torch.cat(parts) * scale
 
 
 def standardise(vae: AutoencoderKL, known: Tensor) -> None:
