@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -40,6 +41,12 @@ def data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real recordings at {root}: set STREAMDEC_TEST_DATA")
     return root
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers that do not depend on which tests ran before."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from streamdec.calibrate import align, head, judge
 from streamdec.decode.adapt import Adaptation, AdaptedEngine
 from streamdec.errors import BundleError
 
-RNG = np.random.default_rng(0)
-
 
 def some_covariances(n: int, p: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
@@ -30,14 +28,14 @@ def test_aligned_epochs_have_the_reference_covariance() -> None:
     np.testing.assert_allclose(matrix @ align.geometric_mean(of_block) @ matrix.T, reference, rtol=1e-8, atol=1e-10)
 
 
-def test_geometric_mean() -> None:
+def test_geometric_mean(rng: np.random.Generator) -> None:
     """Of two it is known in closed form; it goes along with any change of basis; of many it is a stationary point."""
     a, b = some_covariances(2, 5)
     root = linalg.sqrtm(a)
     inverse = np.linalg.inv(root)
     closed = root @ linalg.sqrtm(inverse @ b @ inverse) @ root
     np.testing.assert_allclose(align.geometric_mean(np.stack([a, b])), closed, rtol=1e-4)
-    many, basis = some_covariances(30, 5), RNG.standard_normal((5, 5))
+    many, basis = some_covariances(30, 5), rng.standard_normal((5, 5))
     mean = align.geometric_mean(many)
     np.testing.assert_allclose(align.geometric_mean(basis @ many @ basis.T), basis @ mean @ basis.T, rtol=1e-3)
     inverse = np.linalg.inv(linalg.sqrtm(mean))
@@ -45,9 +43,9 @@ def test_geometric_mean() -> None:
 
 
 @pytest.mark.parametrize(("n", "dim"), [(30, 8), (12, 20)])
-def test_the_change_is_the_ridge_solution(n: int, dim: int) -> None:
-    embeddings = RNG.standard_normal((n, dim)).astype(np.float32)
-    features = RNG.standard_normal((n, dim)).astype(np.float32) + embeddings
+def test_the_change_is_the_ridge_solution(n: int, dim: int, rng: np.random.Generator) -> None:
+    embeddings = rng.standard_normal((n, dim)).astype(np.float32)
+    features = rng.standard_normal((n, dim)).astype(np.float32) + embeddings
     parts = head.decompose(embeddings, features)
     made = head.low_rank(parts, 3.0)
     z = embeddings - embeddings.mean(axis=0, dtype=np.float64)
@@ -60,9 +58,9 @@ def test_the_change_is_the_ridge_solution(n: int, dim: int) -> None:
     np.testing.assert_allclose(made(embeddings[3]), made(embeddings)[3], atol=1e-5)
 
 
-def test_a_low_rank_keeps_the_largest_part() -> None:
-    embeddings = RNG.standard_normal((40, 30)).astype(np.float32)
-    parts = head.decompose(embeddings, RNG.standard_normal((40, 30)).astype(np.float32) + embeddings)
+def test_a_low_rank_keeps_the_largest_part(rng: np.random.Generator) -> None:
+    embeddings = rng.standard_normal((40, 30)).astype(np.float32)
+    parts = head.decompose(embeddings, rng.standard_normal((40, 30)).astype(np.float32) + embeddings)
     full, five = head.low_rank(parts, 1.0, None), head.low_rank(parts, 1.0, 5)
     assert five.left.shape == (30, 5)
     u, s, vt = np.linalg.svd(full.left @ full.right)

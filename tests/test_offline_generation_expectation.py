@@ -16,12 +16,6 @@ from streamdec.errors import ConfigError
 QUICK = ExpectationSettings(n_inner=8, steps=Steps(n_steps=3, batch_size=16))
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Make one for each test: what it draws does not depend on those that ran before."""
-    return np.random.default_rng(0)
-
-
 def test_regression_is_the_wiener_filter(rng: np.random.Generator) -> None:
     """Gaussian images seen through a mixture, with noise: the best guess is cov(image, seen) / cov(seen)."""
     n, noise = 160_000, 1.5

@@ -20,17 +20,15 @@ from offline.generation.latent import LatentNetwork, autoencoder, write_latent
 from offline.generation.linear import Rescaled, fit_linear, typical_length
 from streamdec.errors import ConfigError, DataError, EngineError
 
-RNG = np.random.default_rng(0)
-
 
 def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, inputs)[0]
 
 
-def test_linear_finds_an_affine_map() -> None:
-    x = RNG.standard_normal((60, 5)).astype(np.float32)
-    weights, bias = RNG.standard_normal((5, 3)), RNG.standard_normal(3)
+def test_linear_finds_an_affine_map(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((60, 5)).astype(np.float32)
+    weights, bias = rng.standard_normal((5, 3)), rng.standard_normal(3)
     y = (x @ weights + bias).astype(np.float32)
     layer, explained = fit_linear(x, y, np.arange(60) // 4)
     np.testing.assert_allclose(layer.weight.T, weights, atol=1e-4)
@@ -38,8 +36,8 @@ def test_linear_finds_an_affine_map() -> None:
     assert explained > 0.9999
 
 
-def test_linear_explains_nothing_of_noise() -> None:
-    x, y = RNG.standard_normal((200, 20), np.float32), RNG.standard_normal((200, 4), np.float32)
+def test_linear_explains_nothing_of_noise(rng: np.random.Generator) -> None:
+    x, y = rng.standard_normal((200, 20), np.float32), rng.standard_normal((200, 4), np.float32)
     _, explained = fit_linear(x, y, np.arange(200))
     assert explained < 0.05
 
@@ -83,10 +81,10 @@ def test_latent_network_decodes_what_diffusers_decodes(vae: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["embedding", "epoch"])
-def test_latent_file(vae: Path, tmp_path: Path, what: str) -> None:
+def test_latent_file(vae: Path, tmp_path: Path, what: str, rng: np.random.Generator) -> None:
     shape = (6,) if what == "embedding" else (3, 2)
-    x = RNG.standard_normal((40, *shape), np.float32)
-    latents = (x.reshape(40, 6) @ RNG.standard_normal((6, 64))).astype(np.float32)
+    x = rng.standard_normal((40, *shape), np.float32)
+    latents = (x.reshape(40, 6) @ rng.standard_normal((6, 64))).astype(np.float32)
     path = tmp_path / "latent.onnx"
     explained = write_latent(path, str(vae), x, latents, (4, 4, 4), np.arange(40), what)
     assert 0 < explained <= 1
@@ -122,11 +120,11 @@ def test_bank_in_its_own_space(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "bank.json").read_bytes()) == sentences_of(CAPTIONS)
 
 
-def test_bank_by_way_of_an_adapter(tmp_path: Path) -> None:
+def test_bank_by_way_of_an_adapter(tmp_path: Path, rng: np.random.Generator) -> None:
     features = features_of(sentences_of(CAPTIONS), "spelling")
     kinds = np.arange(60) % 3
-    images = (features[kinds] + 0.01 * RNG.standard_normal((60, features.shape[1]))).astype(np.float32)
-    turn = RNG.standard_normal((features.shape[1], 7))
+    images = (features[kinds] + 0.01 * rng.standard_normal((60, features.shape[1]))).astype(np.float32)
+    turn = rng.standard_normal((features.shape[1], 7))
     embeddings = (images @ turn).astype(np.float32)
     own = [sentences_of(CAPTIONS)[kind] for kind in kinds]
     scale, adapter, explained = write_bank(

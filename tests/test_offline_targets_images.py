@@ -12,8 +12,7 @@ from offline.targets.saliency import Saliency, attention, saliency, weighted
 from offline.targets.sketch import Sketch, sketch
 from streamdec.errors import ConfigError
 
-RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (37, 50, 3), dtype=np.uint8)
+PICTURE = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
 
 
 def convolved(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -79,8 +78,8 @@ def test_an_object_stands_out() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "sigma"), [(45, 7.1), (51, 8.0), (57, 8.9), (9, 1.7)])
-def test_blur_has_opencvs_sigma(kernel: int, sigma: float) -> None:
-    image = RNG.random((70, 80, 3))
+def test_blur_has_opencvs_sigma(kernel: int, sigma: float, rng: np.random.Generator) -> None:
+    image = rng.random((70, 80, 3))
     found = gaussian(image, kernel)
     for channel in range(3):
         np.testing.assert_allclose(
@@ -88,8 +87,8 @@ def test_blur_has_opencvs_sigma(kernel: int, sigma: float) -> None:
         )
 
 
-def test_foveal_blur_is_half_sharp_in_the_centre() -> None:
-    square = RNG.integers(0, 256, (225, 225, 3), dtype=np.uint8)
+def test_foveal_blur_is_half_sharp_in_the_centre(rng: np.random.Generator) -> None:
+    square = rng.integers(0, 256, (225, 225, 3), dtype=np.uint8)
     settings = Blur(kernel=51, size=225)
     blurred = gaussian(square.astype(float), 51)
     found = foveal(square, settings)
@@ -110,10 +109,10 @@ def test_blur_levels() -> None:
 
 
 @pytest.mark.parametrize("shape", [(37, 50), (50, 37), (64, 64), (10, 300)])
-def test_resize_is_torchvisions(shape: tuple[int, int]) -> None:
+def test_resize_is_torchvisions(shape: tuple[int, int], rng: np.random.Generator) -> None:
     transforms = pytest.importorskip("torchvision.transforms", reason="torchvision comes with the train extra")
     image = pytest.importorskip("PIL.Image", reason="Pillow comes with the train extra")
-    picture = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     bicubic = transforms.InterpolationMode.BICUBIC
     both = transforms.Compose([transforms.Resize(32, bicubic), transforms.CenterCrop(32)])
     found = resize(picture, 32)

@@ -23,11 +23,6 @@ ABOUT = About(
 )
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 def test_csls_is_its_formula(rng) -> None:
     scores = rng.standard_normal((7, 5)).astype(np.float32)
     got = transductive.csls(scores, 3)

@@ -155,10 +155,10 @@ def test_folding_keeps_the_order_of_the_steps(steps: list[Step]) -> None:
     assert out.dtype == np.float32
 
 
-def test_offsets_pass_through_resampling() -> None:
+def test_offsets_pass_through_resampling(rng: np.random.Generator) -> None:
     steps = (Standardise(), Resample(250.0), Scale(3.0))
     signal = Signal(FIVE, 1000.0, 0.0, 0.399, steps=steps)
-    level = np.repeat(RNG.standard_normal((5, 1)).astype(np.float32) * 50, 400, axis=1)
+    level = np.repeat(rng.standard_normal((5, 1)).astype(np.float32) * 50, 400, axis=1)
     np.testing.assert_allclose(Chain(signal, ARRAYS)(level), naive(level, signal, ARRAYS), rtol=1e-4, atol=1e-4)
 
 
