@@ -124,14 +124,16 @@ def test_any_text_is_an_onset_or_refused(text, stamp):
 
 
 def edges_by_hand(values, mask):
-    """Sample by sample: (index, code) of every edge, the rule as its docstring states it."""
+    """Sample by sample: (index, code) of every edge, None for the index of garbage, as the docstring states it."""
     values = [int(v) & mask for v in values]
     found, i = [], 1
-    while i < len(values):
-        if values[i] & ~values[i - 1]:
-            if i + 1 < len(values):
-                found.append((i, values[i + 1] or values[i]))
+    while i + 1 < len(values):
+        before, now, after = values[i - 1 : i + 2]
+        if now & ~before:
+            found.append((i, after or now))
             i += 1
+        elif now and before != now == after:
+            found.append((None, now))
         i += 1
     return found
 
@@ -157,13 +159,29 @@ def test_edges_in_any_packing(values, sizes, mask):
     expected = edges_by_hand(values, mask)
     for packing in ([1] * len(values), [*sizes, len(values)], [len(values)]):
         onsets = play(values, packing, mask)
-        assert [(onset.position - 50, onset.key) for onset in onsets] == [(i, str(code)) for i, code in expected]
-        assert all(onset.time == 7.0 + (onset.position - 50) / 100 for onset in onsets)
+        found = [(one.position - 50 if isinstance(one, Onset) else None, one.text) for one in onsets]
+        assert found == [(i, str(code)) for i, code in expected]
+        right = [one for one in onsets if isinstance(one, Onset)]
+        assert all(onset.time == 7.0 + (onset.position - 50) / 100 for onset in right)
+        assert all(onset.key == onset.text for onset in right)
 
 
 def test_lines_that_do_not_switch_together():
     (onset,) = play([0, 0, 4, 5, 5, 0, 0], [7])
     assert (onset.position, onset.key, onset.text) == (52, "5", "5")
+
+
+@pytest.mark.parametrize("sizes", [[13], [1] * 13, [4, 9]])
+def test_codes_held_until_the_next(sizes):
+    """Where only bits fall nobody can tell a new code from another line that is let go: it is refused, and named."""
+    out = play([0, 7, 7, 3, 3, 4, 4, 0, 0, 6, 6, 2, 2], sizes, ignore="2")
+    named = [one.key if isinstance(one, Onset) else one for one in out]
+    assert named == ["7", Refused("3", "garbage"), "4", "6", Refused("2", "ignored")]
+
+
+def test_lines_let_go_one_after_the_other():
+    for sizes in ([8], [1] * 8):
+        assert [onset.key for onset in play([0, 7, 7, 7, 3, 1, 0, 0], sizes)] == ["7"]
 
 
 def test_one_sample_pulse():

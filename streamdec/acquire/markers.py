@@ -169,7 +169,8 @@ class TriggerReader:
 
     An edge is a sample at which a bit under the mask rises. Its code is the value one sample later, unless that is 0
     already: the lines of a parallel port need not switch together. An edge is therefore reported with the sample after
-    it. What the channel shows at first is no edge.
+    it. What the channel shows at first is no edge. Where bits fall and the others stay for two samples, it may be
+    the next code of a device that holds them or the end of another signal on the lines: garbage, not an onset.
 
     Parameters
     ----------
@@ -189,7 +190,7 @@ class TriggerReader:
         self._mask = trigger.mask
         self._names = _Names(markers)
         self._state: int | None = None  # the masked value before the next sample
-        self._edge: tuple[int, int, float] | None = None  # code, position, time of an edge one sample ago
+        self._edge: tuple[int, int, float, bool] | None = None  # code, position, time, of one sample ago; did bits rise
 
     def reset(self) -> None:
         """Forget the channel's state, for a break in the stream: what it shows next is no edge."""
@@ -220,16 +221,18 @@ class TriggerReader:
         out: list[Onset | Refused] = []
         settling = -1  # the sample that completes an edge is none itself
         if self._edge is not None:
+            settling = 0 if self._edge[3] else -1
             self._end_edge(int(codes[0]), arrival, out)
-            settling = 0
         for i in dict.fromkeys((0, *changed.tolist())):
-            before = int(codes[i - 1]) if i else self._state
-            if i == settling or not int(codes[i]) & ~before:
+            before, code = int(codes[i - 1]) if i else self._state, int(codes[i])
+            if i == settling or code in (before, 0):
                 continue
-            self._edge = (int(codes[i]), position + i, float(times[i]))
-            settling = i + 1
-            if settling < len(codes):
-                self._end_edge(int(codes[settling]), arrival, out)
+            rises = bool(code & ~before)
+            self._edge = (code, position + i, float(times[i]), rises)
+            if rises:
+                settling = i + 1
+            if i + 1 < len(codes):
+                self._end_edge(int(codes[i + 1]), arrival, out)
         self._state = int(codes[-1])
         return out
 
@@ -243,13 +246,15 @@ class TriggerReader:
 
     def _end_edge(self, code: int, arrival: float, out: list[Onset | Refused]) -> None:
         assert self._edge is not None
-        first, position, time = self._edge
+        first, position, time, rises = self._edge
         self._edge = None
+        if not rises and code != first:
+            return  # lines let go one after the other
         text = str(code or first)
         key = self._names.key(text)
         if self._names.ignores(text):
             out.append(Refused(text, "ignored"))
-        elif key is None:
+        elif key is None or not rises:
             out.append(Refused(text, "garbage"))
         else:
             out.append(Onset(key, time, text, arrival, position))
