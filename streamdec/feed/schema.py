@@ -288,7 +288,7 @@ class Counts(msgspec.Struct, frozen=True):
     garbage : markers that could not be read.
     onsets : markers that began an epoch.
     decided : onsets that ended in a decision.
-    rejected : onsets whose epoch was too noisy.
+    rejected : onsets with too many channels bad or missing, or that the encoder could not take.
     lost_data : onsets whose samples never came.
     late : onsets whose samples had left the ring buffer.
     cancelled : onsets still open when the session ended.

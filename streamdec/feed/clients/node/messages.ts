@@ -384,7 +384,7 @@ export interface Counts {
   onsets: number;
   /** onsets that ended in a decision. */
   decided: number;
-  /** onsets whose epoch was too noisy. */
+  /** onsets with too many channels bad or missing, or that the encoder could not take. */
   rejected: number;
   /** onsets whose samples never came. */
   lost_data: number;
