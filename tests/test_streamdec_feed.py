@@ -407,6 +407,8 @@ def test_ipc(publish: Publish, subscribe: Subscribe, tmp_path: Path) -> None:
     publish(endpoint=endpoint)
     with pytest.raises(FeedError, match="No such file"):
         Publisher(FeedSettings(endpoint=f"ipc://{tmp_path}/absent/feed"), "s")
+    with pytest.raises(FeedError, match=r"File name too long.*set feed\.endpoint"):
+        Publisher(FeedSettings(endpoint=f"ipc://{tmp_path}/{'x' * 107}"), "s")
 
 
 def test_address_of_another_machine() -> None:

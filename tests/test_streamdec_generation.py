@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from small_generator import PICTURE, SENTENCES, Watched, own_processes, plan_for
 from streamdec.decode.generate.dispatcher import Local
 from streamdec.decode.generate.job import Answer, Drop
 from streamdec.decode.generate.link import MAX_IMAGE, Notice
-from streamdec.errors import BundleError
+from streamdec.errors import BundleError, ConfigError
 
 HELPERS = str(Path(__file__).parent / "helpers")
 CAPTIONS = {"kinds": ("caption",), "workers": (Local("caption"),)}
@@ -63,6 +64,12 @@ class TestWhatIsAsked:
         assert caption.result.text in SENTENCES
         picture = asked.answer(asked.ask("fast", "reconstruction", budget=0.001))
         assert (picture.tier, picture.result.image, picture.result.source) == ("nearest", PICTURE, "img03")
+
+    def test_asked_for_long_after_its_deadline(self, asked: Watched) -> None:
+        """As where markers come late, and the decision is made from what the ring buffer still holds."""
+        for kind, tier in (("caption", "bank"), ("reconstruction", "nearest")):
+            for _ in range(20):
+                assert asked.answer(asked.ask("fast", kind, budget=-20.0)).tier == tier
 
     def test_a_sentence_ends_where_time_does(self, asked: Watched) -> None:
         for _ in range(5):  # nobody knows yet what sleeping costs
@@ -134,6 +141,29 @@ def test_a_worker_that_can_never_serve_is_said_and_done_without(parts: tuple[Pat
 def test_a_worker_that_takes_its_time_is_not_waited_for(parts: tuple[Path, Path]) -> None:
     with watched(plan_for(*parts, **CAPTIONS, opens="sick_tiers:open_slowly"), wait=2.0) as each:
         assert each.answer(each.ask("fast")).tier == "bank"
+
+
+def test_a_picture_of_the_bundle_that_cannot_be_read_any_more(tmp_path: Path) -> None:
+    bundle, generator = write_parts(tmp_path)
+    with watched(plan_for(bundle, generator, workers=())) as each:
+        (picture,) = bundle.rglob("thumbnails/*")
+        picture.write_bytes(b"another")
+        drop = each.end(each.ask("fast", "reconstruction"))
+        assert isinstance(drop, Drop)
+        assert "thumbnail" in drop.reason
+        assert each.answer(each.ask("fast")).tier == "bank"
+        assert each.notices("dispatcher") == []
+
+
+def test_a_temporary_folder_whose_path_no_socket_can_have(
+    parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(ConfigError, match=r"temporary folder.*set TMPDIR"), watched(plan_for(*parts)):
+        pass
+    assert not list(deep.iterdir())
 
 
 def test_no_text_bank_and_no_time(tmp_path: Path) -> None:

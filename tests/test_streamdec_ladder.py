@@ -287,6 +287,20 @@ def test_an_estimate_that_keeps_a_tier_out_is_doubted_until_it_is_tried() -> Non
     assert 150 < id < 250
 
 
+def test_workers_of_one_device_doubt_their_costs_together_and_only_where_these_kept_a_tier_out() -> None:
+    shared, alone = cost(2.0), cost(2.0)
+    many, one = Ladder(settings=SETTINGS), Ladder(settings=SETTINGS)
+    for name in ("a", "b", "c"):
+        many.ready(name, "reconstruction", {"latent": Offer((1, 1), shared)}, 0.0)
+    one.ready("a", "reconstruction", {"latent": Offer((1, 1), alone)}, 0.0)
+    for ladder in (many, one):
+        ladder.submit(request(1, 0.8), 0.0)
+    assert shared.first == alone.first < (2.0,)
+    known = alone.first
+    one.submit(request(2, 0.8), 5.0)  # too late for whatever the tier may cost
+    assert alone.first == known
+
+
 @pytest.mark.parametrize(
     "wrong", [{"queue": 0}, {"guard": -1.0}, {"margin": math.nan}, {"grace": 0.0}, {"grace": math.inf}]
 )

@@ -115,7 +115,7 @@ def test_each_decision_asks_for_both_kinds(bundle: Bundle) -> None:
 def test_what_comes_back_is_said_in_order(bundle: Bundle) -> None:
     text = Answer(0, "llm", Result(text="so far", units=1, wanted=9), 1.0, 2.0, "caption-1", partial=True)
     whole = msgspec.structs.replace(text, result=Result("a red ring", units=3, wanted=9), partial=False)
-    picture = Answer(0, "nearest", Result(image=PICTURE, media="image/png", probability=0.5, source="img03"), 1.0, 2.0)
+    picture = Answer(0, "nearest", Result(image=PICTURE, probability=0.5, source="img03"), 1.0, 2.0)
     outlet, _ = played(bundle, ScriptedMaker({"caption": [text, whole], "reconstruction": [picture]}))
     captions, pictures = of(outlet, schema.Caption), of(outlet, schema.Reconstruction)
     decisions = of(outlet, schema.Retrieval)

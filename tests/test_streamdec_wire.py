@@ -57,12 +57,16 @@ def test_pictures_come_as_bytes_in_the_order_of_the_header() -> None:
         schema.Payload(0, "embedding", dtype="<f4", shape=(3,)),
         schema.Payload(0, "embedding", dtype="<f4", shape=(-1, -2)),
         schema.Payload(0, "embedding", dtype="<f4", shape=(2**40, 2**40)),
+        schema.Payload(0, "embedding", dtype="<f8", shape=(1,) * 65),
+        schema.Payload(1, "embedding", dtype="<f4", shape=(0, 2**63 - 1)),
     ],
 )
 def test_payloads_that_do_not_fit_are_refused(entry: schema.Payload) -> None:
     message = msgspec.structs.replace(retrieval(), payloads=(entry,))
     with pytest.raises(FeedError, match="payload"):
         parse(frames(message, bytes(8)))
+    with pytest.raises(FeedError, match="payload"):
+        parse(frames(message, bytes(8), b""))
 
 
 def test_unknown_topics_and_fields_are_skipped() -> None:

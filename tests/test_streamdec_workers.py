@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,16 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from small_generator import LADDER, Watched, plan_for, watched, write_parts
+from small_generator import LADDER, OPENS, Watched, plan_for, watched, write_parts
 
+from streamdec.access import make_keys
 from streamdec.decode.generate import client
 from streamdec.decode.generate.dispatcher import Local
 from streamdec.decode.generate.generator import open_generator
 from streamdec.decode.generate.job import Answer, Drop, Kind
 from streamdec.decode.generate.link import Notice
 from streamdec.decode.generate.spec import Latent
+from streamdec.decode.generate.worker import MODULE, WorkerPlan
 from streamdec.errors import BundleError
 
 HELPERS = str(Path(__file__).parent / "helpers")
@@ -82,6 +85,48 @@ def test_a_dispatcher_that_dies_takes_its_workers_along_and_comes_back(parts: tu
         assert each.answer(each.ask("fast")).tier == "llm"
         psutil.wait_procs(workers, timeout=5)
         assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_dispatcher_that_can_never_come_back_is_said_to_have_failed(tmp_path: Path) -> None:
+    bundle, generator = write_parts(tmp_path)
+    with watched(plan_for(bundle, generator, workers=())) as each:
+        (bundle / "manifest.json").unlink()
+        each.dispatcher().kill()
+        assert "manifest" in each.state("dispatcher", "failed").reason
+        gone = each.ask("fast")
+        assert each.end(gone) == Drop(gone, "the dispatcher is not there")
+
+
+def test_a_dispatcher_comes_back_where_workers_of_other_machines_look_for_it(parts: tuple[Path, Path]) -> None:
+    with watched(plan_for(*parts, workers=(), listen="tcp://127.0.0.1:0")) as each:
+        where = each.client.listening
+        each.dispatcher().kill()
+        each.state("dispatcher", "ready")
+        assert each.client.listening == where
+
+
+def test_a_worker_whose_keys_are_gone_ends_when_it_dials_again(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    (keys,) = make_keys(tmp_path / "keys", ["box"])
+    nobody = "tcp://127.0.0.1:9"
+    plan = WorkerPlan("caption-1", "caption", str(parts[1]), nobody, str(keys), opens=OPENS)
+    command = [sys.executable, "-m", MODULE, msgspec.json.encode(plan).decode()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        assert "no sign of a session" in worker.stderr.readline()
+        shutil.rmtree(keys)
+        assert "ConfigError: key file" in worker.stderr.readline()
+        assert worker.wait(10) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can set what others may not lower")
+def test_who_may_not_ask_to_be_ended_first_works_all_the_same() -> None:
+    """As in a container whose runtime has set a higher number."""
+    program = (
+        "import os; from pathlib import Path; own = Path('/proc/self/oom_score_adj'); own.write_text('900'); "
+        "os.setuid(65534); from streamdec.decode.generate.worker import step_back; step_back(); print(own.read_text())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["900"]
 
 
 def lost(each: Watched, worker: str, times: int = 1) -> str:

@@ -291,7 +291,11 @@ def _frame(content: Buffer) -> bytes | zmq.Frame:
 def _bind(end: zmq.Socket[bytes], name: str) -> None:
     if name.startswith("ipc://"):  # libzmq takes a path from whoever listens there, without a word
         with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(name.removeprefix("ipc://")) == 0:
+            try:
+                taken = probe.connect_ex(name.removeprefix("ipc://")) == 0
+            except OSError as error:  # the path is longer than that of a socket can be
+                raise zmq.ZMQError(errno.ENAMETOOLONG) from error
+            if taken:
                 raise zmq.ZMQError(errno.EADDRINUSE)
     end.bind(name)
 

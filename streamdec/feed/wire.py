@@ -107,4 +107,7 @@ def _payload(entry: Payload, frames: Sequence[bytes]) -> npt.NDArray[np.generic]
     if math.prod(entry.shape) * dtype.itemsize != len(frame):
         got = f"{len(frame)} bytes"
         raise FeedError("feed message: payload array", got=got, allowed=f"shape {entry.shape} of {entry.dtype}")
-    return np.frombuffer(frame, dtype).reshape(entry.shape)
+    try:
+        return np.frombuffer(frame, dtype).reshape(entry.shape)
+    except ValueError as error:  # more axes, or longer ones, than an array can have
+        raise FeedError("feed message: payload array", got=f"shape {entry.shape}", allowed="one of an array") from error

@@ -76,7 +76,7 @@ class SickTier:
             text = "a \x1b[31mred\x07 thing\n" if what == "dirty" else f"{request.key} {zlib.crc32(request.embedding)}"
             return Result(text=text, units=done, wanted=UNITS)
         size = (9 << 20) if what == "huge" else 1000
-        return Result(image=PNG + bytes(size), media="image/png", units=done, wanted=UNITS)
+        return Result(image=PNG + bytes(size), units=done, wanted=UNITS)
 
 
 def open_tiers(generator: OpenGenerator, kind: Kind, device: str, threads: int) -> list[Worked]:

@@ -11,6 +11,7 @@ each request ends in exactly one answer or drop.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -34,11 +35,12 @@ DISPATCHER = "dispatcher"
 """Its name among the workers."""
 
 _OPEN = 256  # requests that may be open
-_GRACE = 1.0  # seconds beyond its deadline after which a request will not be answered any more
+_GRACE = 1.0  # seconds beyond its deadline, or the asking, after which a request will not be answered any more
 _SILENT = 10.0  # seconds without a sign after which the dispatcher is ended and started anew
 _LOOK = 0.1  # seconds between two looks at the process and at the list
 _DRAIN = 0.5  # seconds that close() waits for answers
 _FAREWELL = 1.0  # seconds that the dispatcher has to end
+_LONGEST = 107 - len("/workers-99999")  # bytes of a path: 107 are what Linux has for that of a socket
 
 
 class KindSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,7 +144,7 @@ class Client:
         self.listening = ""
         self.workers: dict[str, Notice] = {}
         self._plan, self._clock = plan, clock
-        self._folder = Path(tempfile.mkdtemp(prefix="streamdec-"))
+        self._folder = _folder()
         self._keeper = Keeper("streamdec.decode.generate.dispatcher")
         self._context = lasting_context()  # one for all dispatchers: to end one is to wait for its threads
         self._line: Line[ToLoop] | None = None
@@ -191,7 +193,8 @@ class Client:
         elif not self._line.send(request):
             self._events.append(Drop(request.id, "the dispatcher does not keep up"))
         else:
-            self._open[request.id] = request.deadline + _GRACE
+            # From now on, where it is late already: the first tier still answers it.
+            self._open[request.id] = max(request.deadline, self._clock()) + _GRACE
 
     def poll(self, most: int) -> list[Event]:
         """Take what has come, ``most`` events at most. Waits only where a dispatcher has died: see this module.
@@ -248,6 +251,8 @@ class Client:
                 case Up():
                     self._up = True
                     self.listening, self._reads_epoch = message.listening, message.reads_epoch
+                    # Workers of other machines know this port: another dispatcher is to listen there too.
+                    self._plan = msgspec.structs.replace(self._plan, listen=message.listening)
                 case Ready():
                     if self._lives > 1:
                         self._note(Notice(DISPATCHER, "ready"))
@@ -290,9 +295,23 @@ class Client:
             self._line.close()
             self._line = None
         self.workers.clear()
-        self._note(Notice(DISPATCHER, "lost", why))
+        self._note(Notice(DISPATCHER, "failed" if self._keeper.due == math.inf else "lost", why))
         self._give_up("the dispatcher is gone")
 
     def _give_up(self, why: str) -> None:
         self._events += [Drop(id_, why) for id_ in self._open]
         self._open.clear()
+
+
+def _folder() -> Path:
+    """Make the folder of the sockets, whose paths the system does not let be long."""
+    folder = Path(tempfile.mkdtemp(prefix="streamdec-"))
+    if (n := len(os.fsencode(folder))) > _LONGEST:
+        folder.rmdir()
+        raise ConfigError(
+            "path of a temporary folder",
+            got=f"{n} bytes",
+            allowed=f"up to {_LONGEST}",
+            do="set TMPDIR to a shorter one",
+        )
+    return folder

@@ -56,7 +56,6 @@ from .worker import BEAT, MODULE, OPENS, SILENCE, STUCK, WorkerPlan, fingerprint
 _SAVE = 60.0  # seconds between two looks at whether costs are to be saved
 _CROWDED = 0.005  # seconds until the next try where the hot loop has not yet read what it was sent
 _FAREWELL = 0.5  # seconds that workers have to end
-_MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 _MOST_UNITS = 10_000
 _NICE = 10
 
@@ -284,7 +283,7 @@ class Dispatcher:
         tier, began = self._first[request.kind], self._clock()
         try:
             result = _clean(tier.run(request))
-        except EngineError as error:
+        except StreamdecError as error:  # a picture of the bundle that cannot be read any more, for one
             self._outbox.append(Drop(request.id, str(error)))
         else:
             self._outbox.append(Answer(request.id, tier.name, result, began, self._clock()))
@@ -375,14 +374,12 @@ class Dispatcher:
 
 def _clean(result: Result) -> Result:
     """What came from a tier, as the feed may have it: one printable line, a picture of a known kind, a number."""
-    media = next((media for magic, media in _MEDIA.items() if result.image.startswith(magic)), "")
-    fits = bool(media) and len(result.image) <= MAX_IMAGE
+    fits = bool(result.media) and len(result.image) <= MAX_IMAGE
     probability = result.probability
     return msgspec.structs.replace(
         result,
         text=plain(result.text)[:MAX_TEXT],
         image=result.image if fits else b"",
-        media=media if fits else "",
         probability=probability if probability is not None and 0 <= probability <= 1 else None,
     )
 

@@ -22,6 +22,9 @@ LADDER: dict[Kind, tuple[Tier, ...]] = {
 """Tiers of each kind, cheap to good. The first of a kind needs no worker: the dispatcher answers it itself."""
 
 
+_MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+
+
 class Request(msgspec.Struct, frozen=True, eq=False, tag=True):
     """One kind of result, wanted for one decision.
 
@@ -45,18 +48,22 @@ class Request(msgspec.Struct, frozen=True, eq=False, tag=True):
 class Result(msgspec.Struct, frozen=True):
     """What a tier makes of a request.
 
-    ``text`` of a caption. ``image`` an encoded picture, ``media`` its media type. ``probability`` where the tier has
+    ``text`` of a caption. ``image`` an encoded picture: PNG, JPEG or WebP. ``probability`` where the tier has
     one. ``source`` the gallery id of a nearest image. ``units`` tokens or diffusion steps that were done, of at most
     ``wanted``: fewer where time ran out.
     """
 
     text: str = ""
     image: bytes = b""
-    media: str = ""
     probability: float | None = None
     source: str = ""
     units: int = 1
     wanted: int = 1
+
+    @property
+    def media(self) -> str:
+        """Media type of the picture, "" where there is none of a known kind."""
+        return next((media for magic, media in _MAGIC.items() if self.image.startswith(magic)), "")
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

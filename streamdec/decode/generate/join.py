@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,8 @@ def join(
     keepers: dict[str, Keeper] = {}
     plans: dict[str, WorkerPlan] = {}
     for kind in kinds or able:
-        name = f"{kind}-{socket.gethostname()}-{os.getpid()}"
+        # Containers may share both the name of their host and their process number.
+        name = f"{kind}-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         folder = str(keys.resolve()) if keys is not None else ""
         plans[kind] = WorkerPlan(name, kind, str(generator.resolve()), connect, folder, device, threads, opens)
         keepers[kind] = Keeper(MODULE, threads, partial(_tell, say, kind))

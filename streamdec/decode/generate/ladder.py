@@ -188,8 +188,10 @@ class Ladder:
             queue.remove(older)
             actions.append(self._end("superseded", Drop(older.id, "superseded")))
         time = self._limit(request) - self.settings.margin - now
-        for worker in self._of(request.kind):
-            for offer in worker.offers.values():
+        if time > 0:  # else no estimate kept a tier out
+            # Workers of one device share what is known of its costs.
+            shared = {id(o.cost): o for worker in self._of(request.kind) for o in worker.offers.values()}
+            for offer in shared.values():
                 if offer.cost.seconds(offer.units[0]) > time:
                     offer.cost.doubt()
         bisect.insort(queue, request, key=_order)

@@ -47,7 +47,7 @@ from .link import (
 )
 from .spec import Generator
 from .supervise import UNABLE, die_with_parent
-from .tiers.base import Worked
+from .tiers.base import Worked, plain
 
 BEAT = 0.5
 """Seconds between two beats."""
@@ -132,7 +132,14 @@ class Post(threading.Thread):
         self.join(2 * _FAREWELL)
 
     def run(self) -> None:
-        """Hold the line."""
+        """Hold the line; where that fails, end the process, which is of no use then."""
+        try:
+            self._hold()
+        except Exception as error:  # such as keys that cannot be read any more
+            self._say(plain(f"{type(error).__name__}: {error}"))
+            os._exit(1)
+
+    def _hold(self) -> None:
         waiter, heard, beat = Waiter(), time.monotonic(), 0.0
         met: bool | None = None  # in touch with the dispatcher; None: not yet
         waiter.add(self._line)
@@ -258,7 +265,7 @@ def work(tier: Worked, task: _Task, send: Callable[[FromWorker], None]) -> Resul
     def progress(result: Result, units: int) -> bool:
         nonlocal due
         now = time.monotonic()
-        if now >= due and len(result.image) <= MAX_IMAGE:
+        if now >= due and units < task.job.units and len(result.image) <= MAX_IMAGE:  # the last is in the result
             due = now + _SHOW
             send(Progress(id_, msgspec.structs.replace(result, units=units)))
         return not task.stop.is_set()
@@ -292,7 +299,10 @@ def step_back() -> None:
     """Load behind the hot loop, and be the first to go where memory runs out. Threads to come inherit it."""
     os.nice(_NICE)
     if sys.platform == "linux":
-        Path("/proc/self/oom_score_adj").write_text(str(_VICTIM), encoding="ascii")
+        with suppress(
+            PermissionError
+        ):  # who started it set it higher, as some containers do, and it may not be lowered
+            Path("/proc/self/oom_score_adj").write_text(str(_VICTIM), encoding="ascii")
 
 
 def yield_always() -> None:

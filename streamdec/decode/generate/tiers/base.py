@@ -70,7 +70,7 @@ class Worked(Protocol):
         deadline : float
             By ``clock``. Once it has come no further unit is begun, and what there is becomes the result.
         clock : callable
-            LSL clock, seconds.
+            Monotonic, seconds.
         progress : callable
             Called after each unit. Once it returns False the result so far is returned at once, without further work.
 

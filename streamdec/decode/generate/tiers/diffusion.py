@@ -107,11 +107,11 @@ class DiffusionTier:
 
         def after_step(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             done = min(step // getattr(pipe.scheduler, "order", 1) + 1, units)
-            picture, media = drawing.result.image, drawing.result.media
+            picture = drawing.result.image
             if self._spec.preview and units >= self._spec.preview and done < units:
                 guess = tensors["latents"] if self._clean is None else self._clean
-                picture, media = self._decode(guess), "image/png"
-            drawing.result = Result(image=picture, media=media, units=done, wanted=units)
+                picture = self._decode(guess)
+            drawing.result = Result(image=picture, units=done, wanted=units)
             drawing.cancelled = not progress(drawing.result, done)
             if drawing.cancelled or (clock() >= deadline and done < units):
                 pipe._interrupt = True  # the pipeline's own flag: the steps that are left do nothing
@@ -136,7 +136,7 @@ class DiffusionTier:
                     return drawing.result
                 if done < units and self._clean is not None:
                     latents = self._clean
-                return Result(image=self._decode(latents), media="image/png", units=done, wanted=units)
+                return Result(image=self._decode(latents), units=done, wanted=units)
         except RuntimeError as error:  # out of memory among them
             raise EngineError("diffusion failed", got=told(error)) from error
 

@@ -55,7 +55,7 @@ class LatentTier:
         self, request: Request, units: int, deadline: float, clock: Callable[[], float], progress: Progress
     ) -> Result:
         """Draw; there is nothing to end early."""
-        result = Result(image=self._picture(request), media="image/png")
+        result = Result(image=self._picture(request))
         progress(result, 1)
         return result
 

@@ -26,13 +26,4 @@ class NearestTier:
             raise EngineError(f"request for {request.key!r}", got="no candidates", do="ask for a top_k of 1 or more")
         best = request.candidates[0]
         picture = self._bundle.thumbnail(best.id) or b""
-        return Result(image=picture, media=media_type(picture), probability=best.probability, source=best.id)
-
-
-def media_type(picture: bytes) -> str:
-    """Tell PNG, JPEG and WebP, all that a bundle holds, from each other; "" for no picture."""
-    if not picture:
-        return ""
-    if picture.startswith(b"\x89PNG"):
-        return "image/png"
-    return "image/jpeg" if picture.startswith(b"\xff\xd8\xff") else "image/webp"
+        return Result(image=picture, probability=best.probability, source=best.id)
