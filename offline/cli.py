@@ -225,7 +225,7 @@ def _fit(args: argparse.Namespace, out: Console, err: Console) -> None:
 
 
 def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
-    from .checkpoint import RunFolder
+    from .checkpoint import RunFolder, RunMeta
     from .data.store import Prepared
     from .experiment import evaluate_run, open_test
     from .targets.store import Targets
@@ -235,8 +235,12 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
     centres = {role: Targets(path) for role, path in args.centres.items()} if args.centres else None
     evaluation = evaluate_run(args.fitted, prepared, centres=centres)
     name = evaluation.subject
-    if prepared is not None and prepared.path.name != name:  # perhaps another session: it takes no other's place
-        name += f".{prepared.path.name}"
+    if prepared is not None and evaluation.test_data not in evaluation.data:  # it takes no other's place
+        folder = prepared.path.resolve()
+        if folder.name != name:
+            name += f".{folder.name}"
+        elif name in run.read("run.json", RunMeta).subjects:  # another session of somebody the run knows
+            name += f".{folder.parent.name}"
     run.keep_evaluation(name, evaluation)
     _show(out, evaluation)
     if args.windows:

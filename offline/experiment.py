@@ -189,6 +189,7 @@ def _calibrate(
     similarities: dict[int, list[Float32]] = {}
     targets: dict[int, list[Int64]] = {}
     rng = np.random.default_rng([seed, 1])
+    n_others = min(_CALIBRATION_CANDIDATES, *(len({i.concept for i in part.items}) for part in joined.parts)) - 1
     for subject, part, place, of_part in zip(joined.subjects, joined.parts, joined.places, held, strict=True):
         if joined.kind == "class":
             queries = unit(encoder(np.asarray(part.epochs[of_part]), subject))
@@ -197,23 +198,29 @@ def _calibrate(
             continue
         epochs_of = part.of_item()
         shown = [i for i, indices in enumerate(epochs_of) if len(indices) and of_part[indices[0]]]
-        choices = place[np.stack([_competitors(part, i, rng) for i in shown])]
+        choices = place[np.stack([_competitors(part, i, n_others, rng) for i in shown])]
         for n, indices in evaluate.nested([epochs_of[i] for i in shown]).items():
             queries = unit(encoder(part.means(indices), subject))
-            similarities.setdefault(n, []).append(np.einsum("nd,ngd->ng", queries, candidates[choices]))
+            similarities.setdefault(n, []).append(_similarities(queries, candidates, choices))
             targets.setdefault(n, []).append(np.zeros(len(shown), np.int64))
     counts = sorted(n for n, of_count in similarities.items() if len(of_count) == len(joined.parts))
     scales = [calibrate(np.concatenate(similarities[n]), np.concatenate(targets[n]), _MAX_SCALE) for n in counts]
     return Calibration(tuple(counts), tuple(scales))
 
 
-def _competitors(part: Part, own: int, rng: np.random.Generator) -> Int64:
-    """Item ``own`` first, then one random item of each of up to 199 other concepts."""
+def _similarities(queries: Float32, candidates: Float32, choices: Int64) -> Float32:
+    """Cosines of each query (n, D) to its own choices (n, g) of the candidates: (n, g); never all of them at once."""
+    blocks = np.array_split(np.arange(len(queries)), max(1, len(queries) // 64))
+    return np.concatenate([np.einsum("nd,ngd->ng", queries[rows], candidates[choices[rows]]) for rows in blocks])
+
+
+def _competitors(part: Part, own: int, n_others: int, rng: np.random.Generator) -> Int64:
+    """Item ``own`` first, then one random item of each of ``n_others`` other concepts."""
     by_concept: dict[str, list[int]] = {}
     for i in rng.permutation(len(part.items)):
         by_concept.setdefault(part.items[i].concept, []).append(int(i))
     by_concept.pop(part.items[own].concept)
-    others = [members[0] for members in by_concept.values()][: _CALIBRATION_CANDIDATES - 1]
+    others = [members[0] for members in by_concept.values()][:n_others]
     return np.array([own, *others], np.int64)
 
 
@@ -240,8 +247,38 @@ def gallery(encoder: Encoder, prepared: Prepared, targets: Mapping[str, Targets]
 
 
 def targets_of(meta: RunMeta) -> dict[str, Targets]:
-    """Open the target features a run was fitted to."""
-    return {role: Targets(Path(path)) for role, path in meta.targets.items()}
+    """Open the target features a run was fitted to.
+
+    Raises
+    ------
+    DataError
+        They are not there, or others are.
+    """
+    targets = {role: Targets(Path(path)) for role, path in meta.targets.items()}
+    for role, of_role in targets.items():
+        _same(f"target features {of_role.path}", of_role.meta.fingerprint, meta.features[role])
+    return targets
+
+
+def stores_of(meta: RunMeta) -> list[Prepared]:
+    """Open the stores a run was fitted on.
+
+    Raises
+    ------
+    DataError
+        They are not there, or others are.
+    """
+    stores = [Prepared(Path(folder)) for folder in meta.prepared]
+    for store, fingerprint in zip(stores, meta.data, strict=True):
+        _same(f"store {store.path}", store.meta.fingerprint, fingerprint)
+    return stores
+
+
+def _same(what: str, fingerprint: str, fitted: str) -> None:
+    if fingerprint != fitted:
+        raise DataError(
+            what, got="another one than the run was fitted on", do="make it again as it was, or fit a new run"
+        )
 
 
 class Opened(msgspec.Struct, frozen=True, eq=False):
@@ -389,6 +426,8 @@ def centre_gallery(encoder: Encoder, centres: Mapping[str, Targets], items: Sequ
 
     Raises
     ------
+    ConfigError
+        A role is missing that the encoder makes its candidates of.
     DataError
         There is no image of a concept.
     """
@@ -405,7 +444,11 @@ def centre_gallery(encoder: Encoder, centres: Mapping[str, Targets], items: Sequ
             do="compute them for a folder of images with one folder per concept: streamdec-train features",
         )
     images = [Item(id_, id_, concepts[id_]) for id_ in kept]
-    features = encoder.candidates({role: of_role.of(images) for role, of_role in centres.items()})
+    try:
+        features = encoder.candidates({role: of_role.of(images) for role, of_role in centres.items()})
+    except KeyError as error:
+        got = ", ".join(centres)
+        raise ConfigError("roles of class centres", got=got, allowed=f"{error.args[0]} among them") from error
     shelf = evaluate.class_centres(features, [image.concept for image in images])
     return shelf, np.array([shelf.index_of(name) for name in wanted], np.int64)
 
@@ -424,7 +467,9 @@ def own_store(meta: RunMeta) -> Prepared:
     ------
     ConfigError
         There are several.
+    DataError
+        It is not there, or another one is.
     """
     if len(meta.prepared) > 1:
         raise ConfigError("store", got="none", allowed="one", do=f"the run has {len(meta.prepared)}: name one")
-    return Prepared(Path(meta.prepared[0]))
+    return stores_of(meta)[0]

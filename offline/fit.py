@@ -115,7 +115,9 @@ def train(
     """
     learner.to(device)
     data = _Data(training, device)
-    kept, validation = np.flatnonzero(~training.held), np.flatnonzero(training.held)
+    kept = np.flatnonzero(~training.held)
+    # Neighbours in a store are often of one concept: a batch of them would be harder than those of training.
+    validation = np.random.default_rng(seed).permutation(np.flatnonzero(training.held))
     optimiser = _optimiser(learner, schedule)
     scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=schedule.precision == "float16")
     average = _copy(learner) if schedule.average is not None else {}

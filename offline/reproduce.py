@@ -22,12 +22,14 @@ import msgspec
 
 from streamdec.config import convert, read_toml
 from streamdec.errors import ConfigError
+from streamdec.signal.spec import Whiten
 from streamdec.simulate import things_layout
 from streamdec.simulate.subject import Subject
 from streamdec.simulate.world import World
 
 from .data import layouts
 from .data.prepare import Recipe, Source, Whitening, prepare
+from .data.store import Prepared
 from .methods.base import merged
 from .methods.registry import method
 from .progress import Report, silent
@@ -185,6 +187,8 @@ def reproduce(
     ------
     ConfigError
         Weights that are not there: which file to put where.
+    ConfigError
+        ``out`` holds a preparation of another table.
     DataError
         A subject that is not below ``root``.
     """
@@ -196,8 +200,13 @@ def reproduce(
     for preparation, subjects in sources.items():
         for subject, source in subjects.items():
             store = out / "stores" / preparation / subject
-            if not store.exists():
-                prepare(source, of.whitener, store, _named(report, f"{preparation}, {subject}"))
+            if store.exists():
+                known = Prepared(store).meta
+                if (known.signal, known.items) != (source.signal, source.items):
+                    raise ConfigError(f"{store} holds another preparation", do="give every table a folder of its own")
+                continue
+            whitens = any(isinstance(step, Whiten) for step in source.signal.steps)
+            prepare(source, of.whitener if whitens else "pooled", store, _named(report, f"{preparation}, {subject}"))
     return run(grid(of, out, resources), out / "runs", execute, report)
 
 
@@ -234,8 +243,18 @@ def _features(of: Table, sources: _Sources, out: Path, device: str, report: Repo
 
 
 def simulate(of: Simulated, root: Path, report: Report = silent) -> None:
-    """Write the simulated data set below ``root``, in the layout of THINGS-EEG2, unless it is there."""
+    """Write the simulated data set below ``root``, in the layout of THINGS-EEG2, unless it is there.
+
+    Raises
+    ------
+    ConfigError
+        Another one is.
+    """
+    told = msgspec.json.encode(msgspec.structs.replace(of, targets={}, schedule={}, settings={}, tmax=None))
+    file = root / "simulated.json"
     if root.exists():
+        if not file.exists() or file.read_bytes() != told:
+            raise ConfigError(f"{root} holds another simulation", do="give every table a folder of its own")
         return
     report(f"simulating {of.subjects} subjects")
     world = World(0, n_train=of.n_train, images_per_concept=of.images_per_concept, n_test=of.n_test)
@@ -247,4 +266,5 @@ def simulate(of: Simulated, root: Path, report: Report = silent) -> None:
         train_repetitions=of.train_repetitions,
         test_repetitions=of.test_repetitions,
     )
+    (partial / file.name).write_bytes(told)
     partial.rename(root)

@@ -75,6 +75,19 @@ def test_evaluation(fitted: Path, capsys) -> None:
     assert all(scale > 0 for scale in calibration.scale)
 
 
+def test_another_session_takes_no_place_of_the_first(tmp_path) -> None:
+    """Not even where the folder of its store is named like the person."""
+    for day, noise in (("day-1", 2.0), ("day-2", 0.5)):
+        (tmp_path / day).mkdir()
+        tiny_store.make(tmp_path / day / "nobody", noise=noise)
+    store = tmp_path / "day-1" / "nobody"
+    assert run("fit", "ridge", store, tmp_path / "day-1" / "nobody-targets", tmp_path / "run") == 0
+    for prepared in (store, tmp_path / "day-2" / "nobody"):
+        assert run("evaluate", tmp_path / "run", "--prepared", prepared) == 0
+    kept = sorted(file.name for file in (tmp_path / "run" / "evaluations").iterdir())
+    assert kept == ["nobody.day-2.json", "nobody.json"]
+
+
 def test_bundle_decides_live_as_offline(fitted: Path, tmp_path, capsys) -> None:
     assert run("export", fitted, tmp_path / "bundle.zip") == 0
     assert "agrees with the trained encoder" in capsys.readouterr().out

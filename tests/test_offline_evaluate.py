@@ -16,7 +16,7 @@ from offline.experiment import evaluate_run, fit, open_test
 from offline.methods.registry import method
 from offline.targets.store import Targets, compute
 from streamdec.decode.gallery import Gallery
-from streamdec.errors import DataError
+from streamdec.errors import ConfigError, DataError
 
 
 @pytest.mark.data
@@ -165,3 +165,5 @@ def test_class_centres_never_see_the_stimulus(tmp_path) -> None:
     compute(tiny_store.Known(itself), images[12:24], Path(), tmp_path / "nothing-else")
     with pytest.raises(DataError, match="besides the stimuli"):
         evaluate_run(tmp_path / "run", centres={"image": Targets(tmp_path / "nothing-else")})
+    with pytest.raises(ConfigError, match=r"roles of class centres.*other.*image among them"):
+        evaluate_run(tmp_path / "run", centres={"other": Targets(tmp_path / "centres")})

@@ -283,6 +283,23 @@ def test_best_pass_is_kept(samples, tmp_path) -> None:
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 12
 
 
+def test_validation_is_not_in_the_order_of_the_store(samples, tmp_path, monkeypatch) -> None:
+    """Neighbours there are of one concept, against which a contrastive loss would be another one than in training."""
+    seen: list[np.ndarray] = []
+    validate = fit._validate
+
+    def watched(learner, data, validation, *rest):
+        seen.append(validation)
+        return validate(learner, data, validation, *rest)
+
+    monkeypatch.setattr(fit, "_validate", watched)
+    train(samples, tmp_path / "run", 2)
+    held = np.flatnonzero(samples.held)
+    assert all(np.array_equal(np.sort(rows), held) and not np.array_equal(rows, held) for rows in seen)
+    assert len(seen) == 2
+    assert np.array_equal(*seen)
+
+
 def test_patience(samples, tmp_path) -> None:
     _, notes, lines = train(samples, tmp_path, 50, learning_rate=0.5, patience=2)
     assert len(lines) < 50

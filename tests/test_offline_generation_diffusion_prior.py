@@ -106,3 +106,10 @@ def test_refusals() -> None:
         settings(widths=(4,))
     with pytest.raises(ConfigError, match="n_samples"):
         settings(n_samples=0)
+
+
+def test_it_does_not_go_on_with_other_samples(tmp_path: Path) -> None:
+    conditions, images = pairs()
+    fit(conditions, images, settings(), tmp_path)
+    with pytest.raises(ConfigError, match="holds another run"):
+        fit(conditions + 1, images, settings(), tmp_path)

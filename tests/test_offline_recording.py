@@ -161,6 +161,8 @@ def test_wrong_calls(tmp_path, recorded) -> None:
         RecordingSource(recorded[0], labels, settings, {"train": (0.0, 1.0)})
     with pytest.raises(ConfigError, match="train part"):
         RecordingSource(recorded[0], labels, settings, {"train": (0.7, 0.5)})
+    with pytest.raises(ConfigError, match=r"train 0\.0:0\.6, test 0\.5:1\.0.*nothing in common"):
+        RecordingSource(recorded[0], labels, settings, {"train": (0.0, 0.6), "test": (0.5, 1.0)})
     with pytest.raises(DataError, match=r"t2\.tsv"):
         read_table(tmp_path / "t2.tsv")
 

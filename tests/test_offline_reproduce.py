@@ -137,6 +137,13 @@ def test_from_the_data_to_the_figures(made: Path, monkeypatch, capsys) -> None:
     assert cli.main(["reproduce", "small", str(made), "--simulated"]) == 0
     assert (made / "stores" / "all" / "sub-01" / "meta.json").stat().st_mtime_ns == stamp
 
+    other = msgspec.structs.replace(SMALL, channels={"all": "^O"})
+    with pytest.raises(ConfigError, match="holds another preparation"):
+        reproduce.reproduce(reproduce.simulated(other), made / "simulated", made)
+    smaller = msgspec.structs.replace(SMALL.simulated, distinctness=2.0)
+    with pytest.raises(ConfigError, match="holds another simulation"):
+        reproduce.simulate(smaller, made / "simulated")
+
 
 def test_weights_that_are_not_there_are_named_before_anything_is_made(made: Path, tmp_path) -> None:
     with pytest.raises(ConfigError, match="RN50"):

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamdec.errors import DataError
+from streamdec.errors import ConfigError, DataError
 from streamdec.signal.chain import Chain
 from streamdec.signal.mvnn import condition_weights, noise_covariance, repetition_covariance, whitener
 from streamdec.signal.quality import robust_sd
@@ -117,10 +117,14 @@ def prepare(
     Raises
     ------
     ConfigError
-        The folder exists.
+        The folder exists, or a whitener is named and nothing whitens.
     DataError
         There is nothing to store, a channel is flat, a value is NaN, or the disk is full.
     """
+    if whitening != "pooled" and not any(isinstance(step, Whiten) for step in source.signal.steps):
+        raise ConfigError(
+            "whitener", got=f"{whitening}, and no step that whitens", do='add a step of kind = "whiten" to the recipe'
+        )
     fitted = _Fitted(source, whitening)
     for i, step in enumerate(source.signal.steps):
         if isinstance(step, Whiten | Standardise):

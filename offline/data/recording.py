@@ -93,7 +93,7 @@ class RecordingSource:
     Raises
     ------
     ConfigError
-        A part is no stretch of the recording, or the settings do not fit the streams.
+        A part is no stretch of the recording, two have something in common, or the settings do not fit the streams.
     DataError
         There is no epoch of a marker in the table, or no room for the epochs.
     """
@@ -111,6 +111,9 @@ class RecordingSource:
         for part, (start, stop) in parts.items():
             if not 0 <= start < stop <= 1:
                 raise ConfigError(f"{part} part", got=f"{start}:{stop}", allowed="from:to, fractions between 0 and 1")
+        if len(parts) == 2 and max(start for start, _ in parts.values()) < min(stop for _, stop in parts.values()):
+            got = ", ".join(f"{part} {start}:{stop}" for part, (start, stop) in parts.items())
+            raise ConfigError("parts of the recording", got=got, allowed="stretches that have nothing in common")
         self.subject, self._settings, self._parts = settings.subject or path.stem, settings, parts
         self._recording = read(path)
         self._table = read_table(table)

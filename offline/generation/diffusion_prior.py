@@ -23,7 +23,7 @@ from streamdec.types import Float32
 
 from ..progress import Report, silent
 from ..targets.frozen import missing
-from .loop import Rows, Steps, train
+from .loop import Rows, Steps, digest, train
 
 
 class DiffusionPriorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,7 +121,7 @@ def fit(
         len(images),
         settings.steps,
         folder,
-        {"settings": settings, "shapes": [conditions.shape, images.shape]},
+        {"settings": settings, "samples": digest(conditions, images)},
         seed=seed,
         report=lambda line, done=0, total=0: report(f"diffusion prior, {line}", done, total),
     )

@@ -8,7 +8,6 @@ samples it was trained on than of new ones: those it was not trained on choose b
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from streamdec.types import Bool, Float32, Float64
 from ..methods.ridge import decompose, solve
 from ..progress import Report, silent
 from .linear import ALPHAS, as_layer
-from .loop import Rows, Steps, train
+from .loop import Rows, Steps, digest, train
 
 
 class ExpectationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -146,7 +145,7 @@ def fit(
         batch = torch.from_numpy(rows)
         return network.loss(seen[batch].to(device), wanted[batch].to(device))
 
-    about = {"samples": _digest(epochs, shown, held), "settings": settings}
+    about = {"samples": digest(epochs, shown, held), "settings": settings}
     parameters = dict(network.named_parameters())
     train(parameters, loss, len(seen), settings.steps, folder, about, seed=seed, report=report)
     network = network.cpu().eval().requires_grad_(False)
@@ -181,10 +180,3 @@ def _explained(found: Float32 | Float64, shown: Float32, held: Bool) -> float:
 
 def _rms(x: Float32) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) or 1.0
-
-
-def _digest(*arrays: Float32 | Bool) -> str:
-    whole = hashlib.sha256()
-    for array in arrays:
-        whole.update(np.ascontiguousarray(array).tobytes())
-    return whole.hexdigest()

@@ -2,13 +2,12 @@
 
 As in abhijitmishra/Thought2Text@475eb89: one linear layer makes the vector that stands at ``<image>`` in the prompt; it
 is trained on embeddings of images, then on those of epochs whose class is decoded right. Two things are otherwise. The
-prompt is not part of the loss, unless ``mask`` is "vector" as in the reference. And where there is no class head,
-"right" is that the nearest training image is of the right concept [inferred].
+prompt is not part of the loss, unless ``mask`` is "vector" as in the reference. And "right"
+is that the nearest training image is of the right concept, where the reference asks its class head.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -27,7 +26,7 @@ from streamdec.types import Float32
 from ..progress import Report, silent
 from ..targets.frozen import check_device, missing
 from ..targets.huggingface import network, opened
-from .loop import Rows, Steps, train
+from .loop import Rows, Steps, digest, train
 
 Mask: TypeAlias = Literal["prompt", "vector"]
 IGNORED = -100
@@ -239,7 +238,7 @@ def fit(
             "model": speaker.name,
             "n_vectors": settings.n_vectors,
             "mask": settings.mask,
-            "samples": _digest(samples, told.embeddings),
+            "samples": digest(told.embeddings, np.frombuffer(msgspec.json.encode(samples), np.uint8)),
         }
         losses[stage] = train(
             cast(dict[str, nn.Parameter], dict(projector.named_parameters())),
@@ -260,9 +259,3 @@ def _partly_wrong(labels: Sequence[str], share: float, seed: int) -> list[str]:
     wrong = rng.random(len(labels)) < share
     others = rng.integers(len(labels), size=len(labels))
     return [labels[others[i]] if wrong[i] else label for i, label in enumerate(labels)]
-
-
-def _digest(samples: Sequence[Written], embeddings: Float32) -> str:
-    whole = hashlib.sha256(np.ascontiguousarray(embeddings).tobytes())
-    whole.update(msgspec.json.encode(samples))
-    return whole.hexdigest()

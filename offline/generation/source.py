@@ -14,10 +14,12 @@ from streamdec.errors import DataError
 from streamdec.types import Bool, Float32
 
 from ..data.joined import join
-from ..data.store import Int64, Item, Prepared
-from ..experiment import open_run, targets_of
+from ..data.store import Int64, Item
+from ..experiment import open_run, stores_of, targets_of
 from ..methods.base import Validation
 from ..targets.store import Targets
+
+_BLOCK = 1024  # stimuli
 
 
 class Source:
@@ -34,12 +36,12 @@ class Source:
     Raises
     ------
     DataError
-        The run is not fitted; features of different images.
+        The run is not fitted, or what it was fitted on is not there any more; features of different images.
     """
 
     def __init__(self, path: Path, images: Mapping[str, Targets] | None = None) -> None:
         _, self.meta, _, self.encoder = open_run(path)
-        self.stores = [Prepared(Path(folder)) for folder in self.meta.prepared]
+        self.stores = stores_of(self.meta)
         self._joined = join(self.stores)
         self.targets = targets_of(self.meta)
         self._images = dict(images) if images else self.targets
@@ -96,7 +98,8 @@ class Source:
         """Tell of each training stimulus whether the nearest of all training images shows its concept: (n,)."""
         gallery = unit(self.images_of(shown))
         concept = np.array([item.concept for item in shown.items])
-        nearest = np.argmax(unit(shown.embeddings) @ gallery.T, axis=1)
+        blocks = np.array_split(unit(shown.embeddings), max(1, len(shown.item) // _BLOCK))  # never all of them at once
+        nearest = np.concatenate([np.argmax(block @ gallery.T, axis=1) for block in blocks])
         return np.asarray(concept[nearest] == concept[shown.item])
 
 

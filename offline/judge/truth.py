@@ -98,7 +98,7 @@ def open_truth(name: str, captions: Path | None = None) -> Truth:
         return _world(name)
     prepared = Prepared(Path(name))
     meta = prepared.meta
-    items = {item.id: item for item in meta.items["test"]}
+    items = {item.id: item for item in prepared.items("test")}
     folder = Path(meta.images)
 
     def image(key: str) -> UInt8:
@@ -115,7 +115,7 @@ def open_truth(name: str, captions: Path | None = None) -> Truth:
         image,
         tuple(
             (item.concept, lambda file=folder / item.image: read_rgb(file))  # type: ignore[misc]
-            for item in meta.items["train"]
+            for item in meta.items.get("train", ())
             if item.image
         ),
         read_captions(captions) if captions is not None else {},

@@ -70,11 +70,6 @@ class Thought2TextLearner(Learner):
         """(U, D), as they are."""
         return targets["image"]
 
-    def classify(self, epochs: Tensor, subject: Tensor) -> Tensor:
-        """Logits of the classes: (B, n_concepts)."""
-        out: Tensor = self.network.classifier(self.network(epochs))
-        return out
-
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error and cross-entropy, 1:1."""
         embeddings = self.encode(batch.epochs, batch.subject)
