@@ -54,6 +54,15 @@ def intake_settings(bundle: Bundle, config: Config) -> IntakeSettings:
     return replace(settings, markers=markers, unit=settings.unit or calibrated.unit)
 
 
+def resolved(bundle: Bundle, config: Config) -> Config:
+    """Give the config that a session keeps: with the unit that the bundle was calibrated to, which is the stream's.
+
+    Who reads the recording with another bundle, or without one, is to have it too; the latency stays the bundle's.
+    """
+    intake = msgspec.structs.replace(config.intake, unit=intake_settings(bundle, config).unit)
+    return msgspec.structs.replace(config, intake=intake)
+
+
 def misfits(bundle: Bundle, intake: Intake) -> Iterator[str]:
     """Say what the bundle's calibration does not fit: a cap without other channels, a latency that does not last."""
     calibrated = bundle.manifest.calibrated
@@ -219,7 +228,7 @@ def serve(config: Config, log: Log, *, dashboard: bool = False, lsl: bool = Fals
         inlet.open(config.inlet.wait or float("inf"))
         kept: Kept | None = None
         if config.record:
-            as_json = msgspec.json.encode(config)
+            as_json = msgspec.json.encode(resolved(bundle, config))
             kept = Kept(Path(config.record), session_id, bundle, inlet.eeg, inlet.markers, as_json, log, local_clock)
             outlet.keep(kept)
             stack.callback(kept.close)

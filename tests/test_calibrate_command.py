@@ -29,7 +29,7 @@ from streamdec.config import Config
 from streamdec.decode import bundle
 from streamdec.decode.bundle import Bundle
 from streamdec.decode.engine import OnnxEngine
-from streamdec.decode.manifest import Calibrated
+from streamdec.decode.manifest import Calibrated, EvidenceMode
 from streamdec.errors import BundleError, CalibrationError, ConfigError
 from streamdec.feed import schema
 from streamdec.intake import Intake, IntakeSettings
@@ -192,6 +192,8 @@ def test_wrong_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         run(Config(bundle=str(tmp_path / "bundle")), path, tmp_path / "bundle", Settings(), print)
     assert main(["calibrate", str(tmp_path / "bundle"), "--out", str(tmp_path / "new")]) == 2
     assert "--seconds N or --onsets N" in capsys.readouterr().err
+    assert main(["calibrate", str(tmp_path / "bundle"), "--out", str(tmp_path / "bundle"), "--seconds", "300"]) == 1
+    assert "it exists" in capsys.readouterr().err  # before anybody sits through the block
     assert (
         main(["calibrate", str(tmp_path / "bundle"), str(path), "--out", str(tmp_path / "new"), "--onsets", "9"]) == 2
     )
@@ -232,12 +234,16 @@ def test_a_bundle_that_says_nothing_of_its_training(tmp_path: Path) -> None:
     assert later.latency == given.latency
 
 
-def test_few_images_are_judged_by_stretches_of_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("evidence", ["none", "mean", "log_probability"])
+def test_few_images_are_judged_by_stretches_of_time(tmp_path: Path, evidence: EvidenceMode) -> None:
     data, onsets, keys = presentation(200, noise=30.0)
     path = small_block(tmp_path / "block.xdf", [key if key < "img05" else "other" for key in keys], onsets, data)
-    write_bundle(tmp_path / "bundle")
+    write_bundle(tmp_path / "bundle", evidence=evidence)
     said: list[str] = []
     found = run(Config(bundle=str(tmp_path / "bundle")), path, tmp_path / "new", Settings(), said.append)
+    # As many repetitions as half of the images have within a stretch, not in the whole block.
+    assert [each.repetitions for each in found.after] == ([1] if evidence == "none" else [1, 2])
+    assert all(np.isfinite(each.log_probability) for each in found.after)
     assert any("stretches of time" in line for line in said)
     assert found.after[0].n_stimuli == 5
     assert any("'other'" in line for line in said)
@@ -290,6 +296,14 @@ def test_a_live_block_is_recorded_and_used(tmp_path: Path, stream_name: str) -> 
     assert found.recording_sha256 == hashlib.sha256((session / "streams.xdf").read_bytes()).hexdigest()
     assert 30 <= found.after[0].n < 40
     assert f"wrote {out}" in done.stdout
+
+
+def test_a_session_keeps_the_unit_its_bundle_was_calibrated_to(calibrated: tuple[Bundle, list[str]]) -> None:
+    """Its report and its export read the samples by the recorded config alone."""
+    kept = serve.resolved(calibrated[0], Config())
+    assert (kept.intake.unit, kept.intake.markers.latency) == ("volts", None)
+    stated = Config(intake=IntakeSettings(unit="nanovolts"))
+    assert serve.resolved(calibrated[0], stated) == stated
 
 
 def test_serve_and_doctor_say_what_a_bundle_is_calibrated_to(tmp_path: Path) -> None:

@@ -162,6 +162,21 @@ def test_who_comes_late_gets_the_session_and_the_last_minutes() -> None:
     run(scenario())
 
 
+def test_the_start_is_known_however_often_a_stream_breaks() -> None:
+    async def scenario() -> None:
+        hub = Hub()
+        feed = Numbered(hub)
+        feed.take(session("started"))
+        for _ in range(300):
+            feed.take(session("gap"))
+        page = Page(hub)
+        await page.read()
+        states = [header["state"] for header, _ in page.got if header["topic"] == "session"]
+        assert states == ["started"] + ["gap"] * 200
+
+    run(scenario())
+
+
 def test_the_last_minutes_are_bounded() -> None:
     hub = Hub()
     feed = Numbered(hub)

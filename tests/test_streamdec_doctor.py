@@ -14,6 +14,7 @@ from feeder import Feeder, Plan, write_script
 from serving import streamdec
 from small_bundle import N_IMAGES, NAMES, SFREQ, eeg_info, presentation, write_bundle
 
+from streamdec.acquire.markers import TriggerSettings
 from streamdec.config import Config
 from streamdec.decode import bundle as bundles
 from streamdec.decode.generate.cost import Costs
@@ -22,8 +23,10 @@ from streamdec.doctor.examine import examine
 from streamdec.doctor.finding import Finding, page, to_do, verdict
 from streamdec.doctor.rehearsal import retrieval, tiers
 from streamdec.feed.publisher import FeedSettings, Publisher
+from streamdec.intake import IntakeSettings
 from streamdec.page.document import to_html
-from streamdec.types import Connection
+from streamdec.sessions.undecoded import any_intake
+from streamdec.types import Chunk, Connection
 
 LIGHT = 0.052  # s from marker to light; 13 samples
 
@@ -123,7 +126,7 @@ def test_the_whole_loop_is_rehearsed_at_the_streams_size(tmp_path: Path) -> None
 
 
 def test_a_stall_that_ended_is_a_warning_and_one_that_did_not_is_fatal() -> None:
-    heard = rig_module._Heard(eeg_info(), Config(), None)
+    heard = rig_module._Heard(eeg_info(), Config(), any_intake(eeg_info(), IntakeSettings()))
     for state in ("connected", "stalled", "resumed", "stalled"):
         heard.take(Connection("eeg", state, 0.0, "no sample for 0.3 s"))  # type: ignore[arg-type]
     (lasting,) = rig_module._connections(heard)
@@ -132,6 +135,16 @@ def test_a_stall_that_ended_is_a_warning_and_one_that_did_not_is_fatal() -> None
     (over,) = rig_module._connections(heard)
     assert over.level == "warning"
     assert "broke 2 times, first stalled" in over.text
+
+
+def test_without_a_bundle_a_trigger_channel_counts_too() -> None:
+    eeg = eeg_info(n_chans=9, ch_names=(*eeg_info().ch_names, "TRIG"), ch_types=(), units=())
+    config = Config(intake=IntakeSettings(trigger=TriggerSettings("TRIG")))
+    heard = rig_module._Heard(eeg, config, any_intake(eeg, config.intake))
+    data = np.zeros((9, 100), np.float32)
+    data[8, 40:60] = 7
+    heard.take(Chunk(data, np.arange(100) / SFREQ, 1.0))
+    assert [onset.text for onset in heard.onsets] == ["7"]
 
 
 def test_tiers_that_cost_more_than_their_budget(tmp_path: Path) -> None:

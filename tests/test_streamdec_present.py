@@ -24,6 +24,7 @@ from offline.data import recording
 from streamdec.errors import ConfigError, DataError, StreamNotFound
 from streamdec.present import log as logs
 from streamdec.present.plan import Frames, PresentSettings, frames, sequences
+from streamdec.present.run import present
 from streamdec.present.show import Show
 from streamdec.present.table import Row, read_table, table_of, write_table
 from streamdec.simulate.schedule import TARGET, Timing
@@ -196,6 +197,13 @@ def test_the_experimenter_says_go(show):
     assert [fields["event"] for fields, _ in outlet.markers() if "event" in fields] == ["pause", "go", "end"]
 
 
+def test_what_the_experimenter_said_during_a_block_does_not_end_the_break_after_it(show):
+    asked = iter([True, True] + [False] * 20 + [True])  # begin; said during the block; end the break
+    _, _, log, _ = show(FakeScreen(), [[1], [2]], block=1, rest=None, go=lambda: next(asked))
+    _, pause = (entry for entry in log.entries if entry.kind == "break")
+    assert pause.duration == pytest.approx(21 / REFRESH)
+
+
 def test_answers_to_catch_images_are_counted():
     def image(onset, sequence, kind="image"):
         return logs.Entry(onset, 0.1, kind, "x", sequence=sequence, place=1)
@@ -258,6 +266,25 @@ def test_the_table_of_a_folder_is_what_a_recording_is_prepared_by(folder, tmp_pa
     assert table.items[0].label == "red hat"
     for item in table.items:
         assert (path.parent / item.image).is_file()
+
+
+def test_an_image_that_cannot_be_read_is_found_before_the_first_is_shown(folder, tmp_path, virtual_screen):
+    broken = sorted(folder.rglob("*.*g"))[-1]
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(DataError, match=broken.name):
+        present(folder, tmp_path / "out", PresentSettings(), say=lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_within_the_show_is_marked(tmp_path):
+    """A recorder that goes on is to know that nothing more comes."""
+    outlet, log = FakeOutlet(), logs.Log(tmp_path / "log.tsv")
+    turns = iter([False] * 30)
+    made = Show(FakeScreen(), outlet, log, ROWS, Path("folder"), FRAMES, print, rest=0.1, stopped=lambda: next(turns))
+    with pytest.raises(StopIteration):
+        made.run([np.array([1, 2, 3])], 10)
+    log.close()
+    assert outlet.markers()[-1][0]["event"] == "stopped"
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

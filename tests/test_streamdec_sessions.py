@@ -193,6 +193,17 @@ def test_a_session_that_is_whole_is_left_alone(copy: Path) -> None:
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
+def test_a_session_that_was_repaired_and_then_damaged_is_repaired_again(copy: Path) -> None:
+    about = folder.read_about(copy)
+    assert about.end is not None
+    folder.write_about(copy, msgspec.structs.replace(about, end=msgspec.structs.replace(about.end, repaired="once")))
+    content = (copy / "streams.xdf").read_bytes()
+    (copy / "streams.xdf").write_bytes(content[: len(content) // 2])
+    assert re.search(r"s of the session are lost(;|$)", repair(copy))
+    assert (read(copy).finished, read(copy).problems) == (True, ())
+    assert repair(copy) == ""
+
+
 def recorder_of(serving: Serving) -> psutil.Process:
     (recorder,) = psutil.Process(serving.process.pid).children()
     return recorder

@@ -36,7 +36,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from ..record import record
     from ..sessions.log import Console, Log
     from ..stop import until_signal
-    from .run import Settings, run
+    from .run import Settings, check, run
 
     config = configured(options)
     live = options.recording is None
@@ -48,6 +48,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         raise ConfigError("--photodiode", got="with --latency", allowed="where the latency is to be measured")
     recording = options.recording
     if live:
+        check(config, options.out)  # before somebody sits through a block for nothing
         beside = str(options.out.with_name(f"{options.out.stem}-block"))
         with until_signal() as stopped:
             recording = record(

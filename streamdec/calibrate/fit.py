@@ -170,7 +170,7 @@ def _adapt(
     before = decoder.adaptation if own else None
     ways = 2 + len(heads.ALPHAS)
     similarities = np.empty((ways, len(index), len(decoder.features)), np.float32)
-    similarities[0] = decoder.similarities(embeddings[index], before)
+    similarities[:] = decoder.similarities(embeddings[index], before)  # where too little is left to fit, it is kept
     for fold in among:
         held = cut.fold[index] == fold
         rest = index[~held]
@@ -205,7 +205,7 @@ def calibrate(block: Block, shift: int, shifts: Sequence[int], doubt: bool = Tru
         Whether the latency may be left as it was, where images are found better so.
     """
     decoder, head, every = block.decoder, block.decoder.head, range(N_FOLDS)
-    counts = _counts(block.at(0).image, decoder.bundle.manifest.evidence != "none")
+    counts = _counts(block.at(0), decoder.bundle.manifest.evidence != "none")
     found: dict[int, list[tuple[Float32, Int64]]] = {n: [] for n in counts}
     chosen: list[Fit] = []
     for fold in every:
@@ -236,9 +236,9 @@ def calibrate(block: Block, shift: int, shifts: Sequence[int], doubt: bool = Tru
     return Judged(final, calibration, tuple(before), tuple(after), tuple(chosen), evoked)
 
 
-def _counts(image: Int64, repeats: bool) -> list[int]:
-    """1, 2, 4, ... repetitions, while half of the images have as many."""
-    _, n = np.unique(image, return_counts=True)
+def _counts(cut: Cut, repeats: bool) -> list[int]:
+    """1, 2, 4, ... repetitions, while half of the images have as many within a fold."""
+    _, n = np.unique(np.stack([cut.image, cut.fold]), axis=1, return_counts=True)
     most = int(np.median(n)) if repeats else 1
     return [2**k for k in range(int(np.log2(min(max(most, 1), _MOST_REPETITIONS))) + 1)]
 
@@ -251,8 +251,8 @@ def _decide(cut: Cut, fit: Fit, held: Bool, counts: Sequence[int]) -> dict[int, 
 
 
 def _crossed(similarities: Float32, image: Int64, fold: Int64) -> Float64:
-    """Log-probabilities with a temperature that was fitted on the other folds."""
-    out = np.empty(len(image))
+    """Log-probabilities with a temperature that was fitted on the other folds; without any others, the worst."""
+    out = np.full(len(image), -np.inf)
     for each in np.unique(fold):
         held = fold == each
         if held.all():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import msgspec
 import numpy as np
 from scipy import signal
 
@@ -26,17 +25,6 @@ _SMOOTH = 30.0  # Hz: above it lies little of an evoked response, and the mains,
 _WANDERS = 0.005  # s of scatter of the light about its line on the live clock
 
 Report = Callable[[str], None]
-
-
-class Measured(msgspec.Struct, frozen=True):
-    """Marker latency of a block, None where none could be measured.
-
-    ``shift`` samples by which it exceeds the bundle's own; ``shifts`` the same without each of the folds.
-    """
-
-    latency: MarkerLatency | None
-    shift: int
-    shifts: tuple[int, ...]
 
 
 def channels(eeg: StreamInfo, bundle: Bundle, settings: IntakeSettings) -> Iterator[str]:

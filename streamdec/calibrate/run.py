@@ -40,6 +40,19 @@ class Settings(msgspec.Struct, frozen=True):
     markers: StreamQuery | None = None
 
 
+def check(config: Config, out: Path) -> Bundle:
+    """Open the config's bundle, if the calibrated one can be written.
+
+    Raises
+    ------
+    BundleError
+        ``out`` exists, or the bundle cannot be used.
+    """
+    if out.exists():
+        raise BundleError(f"bundle {out.name}", got="it exists", do="remove it first, or choose another name")
+    return open_bundle(config)
+
+
 def run(config: Config, path: Path, out: Path, settings: Settings, say: Report) -> Calibrated:
     """Calibrate the config's bundle on a recorded block; write the new bundle; say what was found.
 
@@ -50,9 +63,7 @@ def run(config: Config, path: Path, out: Path, settings: Settings, say: Report) 
     BundleError
         ``out`` exists, or the bundle cannot be used.
     """
-    if out.exists():
-        raise BundleError(f"bundle {out.name}", got="it exists", do="remove it first, or choose another name")
-    bundle = open_bundle(config)
+    bundle = check(config, out)
     if bundle.manifest.calibrated is not None:
         say(f"bundle {bundle.path.name} is {bundle.manifest.calibrated.line()}; it is calibrated anew from there")
     if bundle.manifest.method == "mused":

@@ -97,6 +97,7 @@ class Hub:
     stats: Stats | None
     started: Session | None
     _scalp: Scalp | None
+    _started: Packet | None
 
     def __init__(self) -> None:
         self.browsers: set[Browser] = set()
@@ -118,13 +119,17 @@ class Hub:
         elif isinstance(message, Signal):
             self._show(message, received)
         else:
-            self._result(packet(received, self._pictures), now)
+            new = packet(received, self._pictures)
+            if isinstance(message, Session) and message.state == "started":
+                self.started = message
+                self._started = new
+                self._tell(new)
+            else:
+                self._result(new, now)
             if isinstance(message, Stats):
                 self.stats = message
                 if self._scalp is not None and (evoked := self._scalp.evoked()) is not None:
                     self._tell(evoked)
-            elif isinstance(message, Session) and message.state == "started":
-                self.started = message
             elif isinstance(message, Epoch) and received.fresh and self._scalp is not None:
                 self._scalp.ended(message)
 
@@ -138,7 +143,8 @@ class Hub:
         """Let a browser in."""
         recent = [one for _, one in self._recent]
         scalp = [] if self._scalp is None else self._scalp.kept
-        browser = Browser([self._begun, *self._changes, *recent, *scalp, *self._signal, self._link], self._pictures)
+        begun = [self._begun, *filter(None, [self._started])]
+        browser = Browser([*begun, *self._changes, *recent, *scalp, *self._signal, self._link], self._pictures)
         self.browsers.add(browser)
         return browser
 
@@ -150,6 +156,7 @@ class Hub:
     def _begin(self) -> None:
         self.stats = self.started = self._scalp = None
         self._pictures.clear()
+        self._started = None  # apart from the other changes: a stream that breaks often makes many
         self._changes: deque[Packet] = deque(maxlen=_SESSION)
         self._signal: deque[Packet] = deque(maxlen=_SIGNAL)
         self._recent: deque[tuple[float, Packet]] = deque()

@@ -9,13 +9,14 @@ import numpy as np
 from ..acquire.clock import SampleClock
 from ..acquire.inlet import Inlet
 from ..acquire.lsl.library import local_clock
-from ..acquire.markers import MarkerReader, Refused
+from ..acquire.markers import Refused
 from ..calibrate.latency import photodiode
 from ..config import Config
 from ..decode.bundle import Bundle
 from ..errors import CalibrationError, ConfigError
 from ..intake import Intake, Notice
 from ..serve import intake_settings, misfits
+from ..sessions.undecoded import any_intake
 from ..signal.quality import robust_sd
 from ..types import Chunk, ClockOffset, Connection, Event, Float32, Float64, Marker, Onset, StreamInfo
 from .finding import Finding, judged
@@ -45,10 +46,9 @@ def describe(info: StreamInfo) -> str:
 class _Heard:
     """What came while listening. Times are on the LSL clock."""
 
-    def __init__(self, eeg: StreamInfo, config: Config, intake: Intake | None) -> None:
+    def __init__(self, eeg: StreamInfo, config: Config, intake: Intake) -> None:
         self.clock = SampleClock(eeg.sfreq, config.intake.clock)
         self.intake = intake
-        self._markers = MarkerReader(config.intake.markers)
         self._chunks: list[Float32] = []
         self._times: list[Float64] = []
         self.delays: list[float] = []
@@ -66,16 +66,16 @@ class _Heard:
             self._times += [run.times for run in self.clock.place(event.stamps)]
             self.delays.append(event.arrival - float(event.stamps[-1]) - self.clock.offset_value)
         elif isinstance(event, ClockOffset):
-            (self.clock if event.stream == "eeg" else self._markers).offset(event)
-            self.offsets += [event] if event.stream == "eeg" else []
+            if event.stream == "eeg":
+                self.clock.offset(event)
+                self.offsets.append(event)
         elif isinstance(event, Marker):
             self.markers += 1
         elif isinstance(event, Connection):
             self.states.append(event)
             if (event.stream, event.state) == ("eeg", "found"):
                 self.clock.restart("found")
-        outputs = self.intake(event) if self.intake else [self._markers(event)] if isinstance(event, Marker) else []
-        for output in outputs:
+        for output in self.intake(event):
             if isinstance(output, Onset):
                 self.onsets.append(output)
             elif isinstance(output, Refused):
@@ -112,8 +112,9 @@ def listen(inlet: Inlet, bundle: Bundle | None, config: Config, seconds: float, 
     eeg = inlet.eeg
     if diode and diode not in eeg.ch_names:
         raise ConfigError("--photodiode", got=repr(diode), allowed=", ".join(filter(None, eeg.ch_names)) or "no labels")
-    intake = None
-    if bundle is not None:
+    if bundle is None:
+        intake = any_intake(eeg, config.intake)
+    else:
         manifest = bundle.manifest
         intake = Intake(manifest.signal, eeg, intake_settings(bundle, config), (), manifest.channel_sd)
         n, missing = len(manifest.signal.ch_names), intake.map.missing
@@ -152,7 +153,7 @@ def _connections(heard: _Heard) -> Iterator[Finding]:
 
 
 def _clock(heard: _Heard, eeg: StreamInfo, seconds: float) -> Iterator[Finding]:
-    clock = heard.clock if heard.intake is None else heard.intake.clock
+    clock = heard.intake.clock
     if not is_here(eeg.hostname):
         yield Finding("network", "ok", f"the EEG comes over the network, from {eeg.hostname}")
     delay = float(np.median(heard.delays))

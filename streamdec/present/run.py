@@ -15,13 +15,14 @@ from ..errors import DataError
 from ..types import StreamInfo
 from . import log as logs
 from .plan import PresentSettings, frames, sequences
-from .screen import PygameScreen
+from .screen import PygameScreen, decoded
 from .show import Show
 from .table import read_table, table_of, write_table
 
 TABLE, LOG, ABOUT = "table.tsv", "log.tsv", "present.json"
 """What lies in the folder afterwards."""
 
+_MANY = 1000  # images that take seconds to read
 _LINGER = 0.3  # s; liblsl closes without sending what is still on its way
 
 
@@ -64,6 +65,10 @@ def present(
     rows = [row for row in (table_of(images) if images.is_dir() else read_table(images)) if row.image]
     if not rows:
         raise DataError(f"table {images}", got="no image", allowed="a column image")
+    if len(rows) > _MANY:
+        say(f"reading {len(rows)} images once: none is to fail in the middle of a sequence")
+    for row in rows:
+        decoded(folder / row.image)
     markers = StreamInfo(
         name=settings.name, type="Markers", n_chans=1, sfreq=0.0, dtype="string", source_id=settings.name
     )

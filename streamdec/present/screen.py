@@ -46,6 +46,20 @@ class Screen(Protocol):
         """Take the window away. Idempotent."""
 
 
+def decoded(path: Path) -> pygame.Surface:
+    """Read an image.
+
+    Raises
+    ------
+    DataError
+        It cannot be read.
+    """
+    try:
+        return pygame.image.load(path)
+    except (pygame.error, OSError) as error:
+        raise DataError(f"image {path}", got=error, do="replace it, or take it out of the table") from error
+
+
 class PygameScreen:
     """A window that fills a display.
 
@@ -109,10 +123,7 @@ class PygameScreen:
             for share, colour in _RINGS:
                 pygame.draw.circle(surface, colour, (self._fit // 2,) * 2, share * self._fit / 2)
             return self._texture(surface)
-        try:
-            image = pygame.image.load(path)
-        except (pygame.error, OSError) as error:
-            raise DataError(f"image {path}", got=error, do="replace it, or take it out of the table") from error
+        image = decoded(path)
         surface = pygame.Surface(image.get_size(), depth=32)  # what smoothscale takes, whatever the file has
         surface.fill(_GREY)
         surface.blit(image, (0, 0))

@@ -101,6 +101,7 @@ class Show:
             gc.disable()
             for done, codes in enumerate(sequences):
                 if done and done % block == 0:
+                    self._go()  # what was said during the block was not about this break
                     self._pause(f"{done} of {len(sequences)} sequences done: press space to go on")
                 self._blank(self._frames.before, self._screen.flip(), done)
                 self._sequence(done + 1, codes, pictures)
@@ -115,6 +116,9 @@ class Show:
         except _Escape:
             self._mark(self._screen.flip(), event="stopped")
             return False
+        except BaseException:
+            self._mark(self._screen.flip(), event="stopped")
+            raise
         finally:
             gc.enable()
             self._log.write()

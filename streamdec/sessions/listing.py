@@ -49,7 +49,7 @@ def row(path: Path) -> Row:
     return Row(
         path.name,
         f"{started:%Y-%m-%d %H:%M}",
-        "" if seconds is None else f"{seconds // 60:.0f}:{seconds % 60:02.0f}",
+        "" if seconds is None else f"{round(seconds) // 60}:{round(seconds) % 60:02d}",
         ", ".join(_stream(info) for info in (about.eeg, about.markers) if info is not None),
         _decided(counts, arrived),
         "none" if about.bundle is None else f"{about.bundle.name} ({about.bundle.hash[:8]})",

@@ -41,8 +41,9 @@ def repair(path: Path) -> str:
     before = Recorded.open(path)
     end, recording = before.about.end, before.recording
     whole = recording.finished and not recording.problems
-    if end is not None and (whole or end.repaired):
+    if end is not None and (whole or (end.repaired and recording.finished)):
         return _table(before)
+    _table(before)  # first: once the file is whole nobody sees any more what it lacked
     if not whole:
         xdf.repair(path / STREAMS)
     said = "; ".join((_loss(before), *recording.problems))
@@ -51,7 +52,6 @@ def repair(path: Path) -> str:
         end = folder.End(at, "cut off", newest_counts(before), before.arrived, repaired=said)
     else:
         end = msgspec.structs.replace(end, repaired=said)
-    _table(before)
     try:
         folder.write_about(path, msgspec.structs.replace(before.about, end=end))
     except OSError as error:
@@ -76,7 +76,8 @@ def _loss(session: Recorded) -> str:
     end, recording = session.about.end, session.recording
     length = f"{session.last - session.about.start.lsl:.2f} s are there"
     if end is not None:
-        return f"{length}; {max(end.at.lsl - session.last, 0.0):.2f} s of the session are lost: {end.broken}"
+        lost = f"{length}; {max(end.at.lsl - session.last, 0.0):.2f} s of the session are lost"
+        return ": ".join(filter(None, (lost, end.broken)))
     if recording.finished:
         return f"{length}; streamdec was killed, its recorder wrote all it had been given: nothing of it is lost"
     return (

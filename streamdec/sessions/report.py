@@ -75,7 +75,7 @@ def _lead(session: Recorded) -> list[Block]:
     if state != "complete":
         said = "" if end is None else f": {end.broken or end.repaired}"
         blocks.append(Note(f"This recording is not complete ({state}){said}."))
-    minutes, seconds = divmod(session.last - about.start.lsl, 60)
+    minutes, seconds = divmod(round(session.last - about.start.lsl), 60)
     if about.bundle is None:
         became = "nothing was decoded: it was recorded without a bundle"
     else:
@@ -85,7 +85,7 @@ def _lead(session: Recorded) -> list[Block]:
     paced = "" if soa is None else f", one every {1e3 * soa:.0f} ms (median)"
     blocks.append(
         Text(
-            f"{minutes:.0f} min {seconds:.0f} s from {about.eeg.name}, {about.eeg.n_chans} channels at "
+            f"{minutes} min {seconds} s from {about.eeg.name}, {about.eeg.n_chans} channels at "
             f"{about.eeg.sfreq:g} Hz. {len(onsets)} stimuli{paced}; {became}."
         )
     )

@@ -30,6 +30,26 @@ class Arrived(msgspec.Struct):
         return f"{self.samples} samples, {self.markers} markers, {self.onsets} onsets, {self.breaks} breaks"
 
 
+def any_intake(eeg: StreamInfo, settings: IntakeSettings) -> Intake:
+    """Make an intake for a stream of whatever channels, unit and rate, for its clock and its onsets.
+
+    Parameters
+    ----------
+    eeg : StreamInfo
+    settings : IntakeSettings
+        What names a stimulus, the marker latency, a trigger channel, a counter.
+    """
+    any_stream = msgspec.structs.replace(
+        settings,
+        unit="microvolts",
+        positional=True,
+        rate_tolerance=math.inf,
+        ring_seconds=0.0,
+        quality=QualitySettings.off(),
+    )
+    return Intake(Signal(("1",), eeg.sfreq, 0.0, _WINDOW), eeg, any_stream)
+
+
 class Listener:
     """Takes a session's events in as the live loop does, whatever the stream's channels, unit and rate.
 
@@ -45,16 +65,8 @@ class Listener:
     """
 
     def __init__(self, eeg: StreamInfo, settings: IntakeSettings) -> None:
-        any_stream = msgspec.structs.replace(
-            settings,
-            unit="microvolts",
-            positional=True,
-            rate_tolerance=math.inf,
-            ring_seconds=0.0,
-            quality=QualitySettings.off(),
-        )
         self.arrived = Arrived()
-        self._intake = Intake(Signal(("1",), eeg.sfreq, 0.0, _WINDOW), eeg, any_stream)
+        self._intake = any_intake(eeg, settings)
 
     def __call__(self, event: Event) -> list[schema.Onset | schema.Session]:
         """Take an event; tell what was shown, and how the streams are, in the words of the feed."""

@@ -122,8 +122,10 @@ export class Store {
 
   _picture({ id, label, media }, [blob]) {
     this.labels.set(id, label);
-    if (this.urls.has(id)) return;
-    this.urls.set(id, url(blob, media));
+    // One that comes again is the newest again, as the server counts them.
+    const known = this.urls.get(id);
+    this.urls.delete(id);
+    this.urls.set(id, known ?? url(blob, media));
     if (this.urls.size > PICTURES) {
       const [oldest, old] = this.urls.entries().next().value;
       URL.revokeObjectURL(old);
