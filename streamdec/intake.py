@@ -32,6 +32,7 @@ _SCALE_BY = 300  # samples of each channel, spread over them: plenty for a facto
 _RATE_AFTER = 10.0  # seconds of stamps before the effective rate is judged
 _RATE_EXCESS = 0.1  # samples may come this much faster than they are due
 _RATE_BREAKS = 10  # segments by then, from which on the stamps say nothing of the rate
+_AHEAD = 10.0  # seconds by which a marker may be ahead of both its arrival and the newest sample
 
 
 class IntakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +142,9 @@ class Intake:
         self._scale_due = self.rate.to_samples(_SCALE_AFTER) if self._channel_sd else None
         self._rate_due: int | None = self.rate.to_samples(_RATE_AFTER)
         self._first_arrival, self._came = np.inf, 0  # samples since the first chunk, until the rate is judged
+        self._behind_gap = -1  # position behind the newest gap that the trigger channel was not read over
+        self._refusal: StreamMismatch | None = None
+        self._warned: set[str] = set()
 
     def __call__(self, event: Event) -> Iterable[Output]:
         """Take one event in; hand out what it completed, in order.
@@ -150,6 +154,8 @@ class Intake:
         StreamMismatch
             The samples have the wrong scale or the stream runs at the wrong rate.
         """
+        if self._refusal is not None:
+            raise self._refusal
         if isinstance(event, Chunk):
             return self._chunk(event)
         if isinstance(event, Marker):
@@ -169,6 +175,8 @@ class Intake:
         if self._factor is not None:
             data = data * self._factor
         lost = None if self._counter is None else self._counter(chunk.data[self._counter_row], chunk.stamps)
+        if self._counter is not None and self._counter.past:
+            self._warn("counts beyond 2^24 cannot be read: reset the counter, or leave out intake.counter", chunk, out)
         for run in self.clock.place(chunk.stamps, lost):
             if run.missing or run.new_segment:
                 self._discontinuity(run, chunk.arrival, out)
@@ -178,7 +186,21 @@ class Intake:
             if self.trigger is not None:
                 samples = chunk.data[self._trigger_row, run.start : run.stop]
                 for onset in self.trigger(samples, run.position, run.times, chunk.arrival):
-                    out.extend(self._onset(onset, chunk.arrival))
+                    if isinstance(onset, Onset) and onset.position == self._behind_gap:
+                        out += [onset, Ended(onset, "lost_data", "it came while samples were lost", chunk.arrival)]
+                    else:
+                        out.extend(self._onset(onset, chunk.arrival))
+        if self.trigger is not None and self.trigger.rounded:
+            self._warn("trigger values beyond 2^24 are rounded: clear the upper bits at the device", chunk, out)
+        try:
+            self._judge(chunk, out)
+        except StreamMismatch as error:
+            self._refusal = error  # with the next event: what this one brought is on the books by then
+        self._advance(chunk.arrival, out)
+        return out or _NOTHING
+
+    def _judge(self, chunk: Chunk, out: list[Output]) -> None:
+        """Judge the stream's scale and rate, once enough of it is in."""
         if self._scale_due is not None and self.ring.end >= self._scale_due:
             self._scale_due = None
             out.extend(self._check_scale(chunk.arrival))
@@ -188,13 +210,22 @@ class Intake:
             if self.ring.end >= self._rate_due:
                 self._rate_due = None
                 out.extend(self._check_rate(chunk.arrival))
-        self._advance(chunk.arrival, out)
-        return out or _NOTHING
+
+    def _warn(self, what: str, chunk: Chunk, out: list[Output]) -> None:
+        """Say it once."""
+        if what not in self._warned:
+            self._warned.add(what)
+            out.append(Notice("warning", "eeg", what, chunk.arrival))
 
     def _onset(self, onset: Onset | Refused, arrival: float) -> list[Output]:
         """An onset goes on the books before whatever it completes at once (late markers are served from the ring)."""
         if isinstance(onset, Refused):
             return [onset]
+        # Two streams may share a clock that is not LSL's, and samples may come late: one of the two is no fault.
+        ahead = onset.time - self.ring.newest  # NaN before the first sample: it is waited for
+        if min(ahead, onset.time - onset.arrival) > _AHEAD:
+            reason = f"stamped {ahead:.0f} s after the newest sample: markers and EEG have different clocks"
+            return [onset, Ended(onset, "lost_data", reason, arrival)]
         if self._latency:
             onset = msgspec.structs.replace(onset, time=onset.time + self._latency, position=None)
         out: list[Output] = [onset]
@@ -224,6 +255,12 @@ class Intake:
     def _discontinuity(self, run: Run, arrival: float, out: list[Output]) -> None:
         """Keep the ring aligned over what is missing. Filters ride over a gap that epochs may, else they start anew."""
         bridged = not run.new_segment and run.missing <= self.settings.epochs.interpolate_missing
+        if self.trigger is not None and not bridged:
+            for onset in self.trigger.flush(arrival):
+                out.extend(self._onset(onset, arrival))
+            self._behind_gap = run.position  # an edge there rose at some time within the gap
+            if run.new_segment:
+                self.trigger.reset()
         if run.missing:
             for ring in filter(None, (self.ring, self._raw)):
                 ring.skip(run.missing, float(run.times[0]))
@@ -234,8 +271,6 @@ class Intake:
         else:
             self.filter.reset()
             self.epochs.settling(run.position + self.filter.settling)
-        if self.trigger is not None:
-            self.trigger.reset()
         if run.position:
             out.append(Notice("gap", "eeg", run.reason or f"{run.missing} samples missing", arrival))
 

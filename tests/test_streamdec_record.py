@@ -248,6 +248,16 @@ def test_without_markers(path: Path) -> None:
     assert "1 events or messages could not be recorded" in recording.problems[0]
 
 
+def test_markers_of_several_channels_play_again_as_the_texts_they_were(path: Path) -> None:
+    pairs = StreamInfo("pairs", "Markers", 2, 0.0, "int32", "stimulus")
+    with Recorder(path, EEG, pairs) as recorder:
+        recorder.event(chunk(3, 1.0))
+        recorder.event(Marker("5,6", 1.0, 1.0))
+    _, markers = read(path).streams
+    assert markers.texts == ["5,6"]
+    assert (markers.info.n_chans, markers.info.dtype, markers.info.name) == (1, "string", "pairs")
+
+
 def test_what_does_not_fit_is_counted_and_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "_start", Inline)
     recorder = Recorder(path, EEG, MARKERS, buffer_bytes=2000)

@@ -283,7 +283,7 @@ def test_what_was_shown_is_told_of_any_stream() -> None:
     found, arrived = played(lines, info, IntakeSettings(trigger=TriggerSettings("Status")))
     assert [onset.key for onset in found] == [str(1 + int(key[3:])) for key in keys]
     np.testing.assert_allclose([onset.onset_time for onset in found], 1000 + onsets / SFREQ, atol=1e-3)
-    assert (arrived.markers, arrived.onsets, arrived.breaks) == (0, 20, 0)
+    assert (arrived.markers, arrived.onsets, arrived.breaks) == (20, 20, 0)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,21 @@ def test_samples_without_stamps(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(stream.values, oracle["time_series"])
 
 
+def test_a_stream_whose_header_cannot_be_read_costs_no_other(tmp_path: Path) -> None:
+    """As an eye tracker's whose program writes an odd one."""
+    odd = write_header(EEG).replace("float32", "undefined").encode()
+    head = chunk(2, struct.pack("<I", 9) + odd)
+    middle = chunk(3, struct.pack("<IBI", 9, 4, 1) + b"\x00" + bytes(8)) + chunk(6, struct.pack("<I", 9) + b"<info/>")
+    whole = small_file()
+    at = len(xdf.file_header("2026-01-01T00:00:00+00:00"))
+    streams, problems = read_bytes(tmp_path, whole[:at] + head + whole[at:] + middle)
+    expected, _ = read_bytes(tmp_path, whole)
+    assert [stream.info.name for stream in streams] == [stream.info.name for stream in expected]
+    assert [stream.values.tolist() for stream in streams] == [stream.values.tolist() for stream in expected]
+    (problem,) = problems
+    assert "stream 9 cannot be read" in problem
+
+
 def test_texts_in_several_channels(tmp_path: Path) -> None:
     info = StreamInfo("notes", "Notes", 2, 0.0, "string")
     body = struct.pack("<IBB", 1, 1, 2)

@@ -37,10 +37,15 @@ class CounterReader:
     settings : CounterSettings
     sfreq : float
         Hz.
+
+    Attributes
+    ----------
+    past : bool
+        A count was beyond what float32 can count: from then on, until it is low again, nothing is known.
     """
 
     def __init__(self, settings: CounterSettings, sfreq: float) -> None:
-        self._modulo, self._sfreq = settings.modulo, sfreq
+        self._modulo, self._sfreq, self.past = settings.modulo, sfreq, False
         self.reset()
 
     def reset(self) -> None:
@@ -48,7 +53,7 @@ class CounterReader:
         self._count: int | None = None
         self._stamp = math.nan
 
-    def __call__(self, samples: Float32, stamps: Float64) -> list[tuple[int, int]]:
+    def __call__(self, samples: Float32, stamps: Float64) -> list[tuple[int, int]] | None:
         """Read the channel's next samples.
 
         Parameters
@@ -60,11 +65,15 @@ class CounterReader:
 
         Returns
         -------
-        list of (int, int)
-            (i, n): n samples were lost just before sample i; in order.
+        list of (int, int) or None
+            (i, n): n samples were lost just before sample i; in order. None where the channel cannot tell.
         """
         if not len(samples):
             return []
+        if (np.abs(samples) >= _EXACT).any():
+            self.past = True
+            self.reset()
+            return None
         valid = np.abs(samples) < _EXACT
         counts = np.rint(np.where(valid, samples, 0)).astype(np.int64) % self._modulo
         first = counts[0] - 1 if self._count is None else self._count

@@ -48,7 +48,7 @@ class TriggerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A trigger channel of the EEG stream. Its codes name stimuli as :class:`MarkerSettings` says.
 
     ``channel`` its label; ``mask`` the bits that carry the code (the catch code 99999 of THINGS-EEG2 needs 17:
-    0x1FFFF).
+    0x1FFFF). Samples come as float32: the mask's bits must be among the 24 highest that the channel ever sets.
     """
 
     channel: str
@@ -182,12 +182,18 @@ class TriggerReader:
     ------
     ConfigError
         The mask is not between 1 and 2**31 - 1, or as :class:`MarkerReader`.
+
+    Attributes
+    ----------
+    rounded : bool
+        A value was too high for float32 to carry the mask's lowest bit. Such samples count as unchanged.
     """
 
     def __init__(self, trigger: TriggerSettings, markers: MarkerSettings = MarkerSettings()) -> None:  # noqa: B008 - frozen
         if not 0 < trigger.mask < 2**31:
             raise ConfigError("trigger.mask", got=trigger.mask, allowed="a bit mask from 1 to 0x7FFFFFFF, such as 0xFF")
-        self._mask = trigger.mask
+        self._mask, self.rounded = trigger.mask, False
+        self._highest = min(float(trigger.mask & -trigger.mask) * 2**24, 2.0**31)
         self._names = _Names(markers)
         self._state: int | None = None  # the masked value before the next sample
         self._edge: tuple[int, int, float, bool] | None = None  # code, position, time, of one sample ago; did bits rise
@@ -195,6 +201,13 @@ class TriggerReader:
     def reset(self) -> None:
         """Forget the channel's state, for a break in the stream: what it shows next is no edge."""
         self._state = self._edge = None
+
+    def flush(self, arrival: float) -> list[Onset | Refused]:
+        """End an edge whose next sample will not come; its code is what it showed."""
+        out: list[Onset | Refused] = []
+        if self._edge is not None:
+            self._end_edge(self._edge[0], arrival, out)
+        return out
 
     def __call__(self, samples: Float32, position: int, times: Float64, arrival: float) -> list[Onset | Refused]:
         """Read the channel's next samples.
@@ -237,9 +250,10 @@ class TriggerReader:
         return out
 
     def _codes(self, samples: Float32) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        valid = np.abs(samples) < 2**31
+        valid = np.abs(samples) < self._highest
         if valid.all():
             return np.rint(samples).astype(np.int64) & self._mask
+        self.rounded = self.rounded or bool(((samples >= self._highest) & np.isfinite(samples)).any())
         codes = np.rint(np.where(valid, samples, 0)).astype(np.int64) & self._mask
         latest = np.maximum.accumulate(np.where(valid, np.arange(len(samples)), -1))
         return np.where(latest >= 0, codes[latest], self._state or 0)

@@ -58,8 +58,8 @@ class RecordedStream(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def texts(self) -> list[str]:
-        """One text per sample, of the first channel: what a marker stream delivers."""
-        return [_text(value) for value in self.data[0].tolist()] if len(self.data) else []
+        """One text per sample, as a marker stream delivers it live: several channels are joined by commas."""
+        return [",".join(map(_text, values)) for values in self.data.T.tolist()] if len(self.data) else []
 
     @property
     def offsets(self) -> Float64:
@@ -231,7 +231,10 @@ def _read_session(
         raise RecordingError(
             f"{path}", got="a session of another version", do="read it with the streamdec that wrote it"
         )
-    infos = [head.eeg, *([] if head.markers is None else [head.markers])]
+    infos = [head.eeg]
+    if head.markers is not None:
+        joined = head.markers.n_chans > 1  # by commas, into the one text that the loop took in
+        infos.append(msgspec.structs.replace(head.markers, n_chans=1, dtype="string") if joined else head.markers)
     if len(raw) < len(infos):
         raise RecordingError(f"{path}", got="a session whose streams are missing")
     entries, damaged = journal.read_entries(_column(logs[journal.EVENTS]))

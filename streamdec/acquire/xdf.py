@@ -246,25 +246,25 @@ def _parse(data: memoryview, problems: list[str]) -> tuple[dict[int, _Parts], li
     whole : list of (int, int)
         Where whole chunks lie, those that end a stream left out.
     """
-    parts: dict[int, _Parts] = {}
+    parts: dict[int, _Parts | None] = {}
     whole: list[tuple[int, int]] = []
     position = len(MAGIC)
     while position < len(data):
         try:
             tag, content, after = _next(data, position)
-            _take(parts, tag, content)
+            _take(parts, tag, content, problems)
             if tag != STREAM_FOOTER:
                 joins = bool(whole) and whole[-1][1] == position
                 whole.append((whole.pop()[0] if joins else position, after))
             position = after
-        except (_Damaged, StreamError) as error:
+        except _Damaged as error:
             resume = _after_boundary(data, position + 1)
             lost = (len(data) if resume is None else resume) - position
             problems.append(f"{lost} bytes at byte {position} cannot be read ({error})")
             if resume is None:
                 break
             position = resume
-    return parts, whole
+    return {stream: of_stream for stream, of_stream in parts.items() if of_stream is not None}, whole
 
 
 def _next(data: memoryview, position: int) -> tuple[int, memoryview, int]:
@@ -298,24 +298,33 @@ def _number(data: memoryview, position: int) -> tuple[int, int]:
     raise _Damaged("an unfinished chunk")
 
 
-def _take(parts: dict[int, _Parts], tag: int, content: memoryview) -> None:
+def _take(parts: dict[int, _Parts | None], tag: int, content: memoryview, problems: list[str]) -> None:
+    """Take in a chunk; of a stream whose header nobody can read, nothing: the others are whole all the same."""
     if tag not in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER):
         return
     if len(content) < 4:
         raise _Damaged("a chunk without a stream")
     (stream,) = struct.unpack_from("<I", content)
     if tag == STREAM_HEADER:
-        parts[stream] = _Parts(read_header(bytes(content[4:]).decode("utf-8", "replace")))
-    elif stream not in parts:
+        try:
+            parts[stream] = _Parts(read_header(bytes(content[4:]).decode("utf-8", "replace")))
+        except StreamError as error:
+            parts[stream] = None
+            problems.append(f"stream {stream} cannot be read ({error})")
+        return
+    if stream not in parts:
         raise _Damaged(f"stream {stream} was never declared")
-    elif tag == SAMPLES:
-        parts[stream].add(content[4:])
+    of_stream = parts[stream]
+    if of_stream is None:
+        return
+    if tag == SAMPLES:
+        of_stream.add(content[4:])
     elif tag == STREAM_FOOTER:
-        parts[stream].finished = True
+        of_stream.finished = True
     elif len(content) != 20:
         raise _Damaged("a clock offset of the wrong size")
     else:
-        parts[stream].offsets.append(struct.unpack_from("<dd", content, 4))
+        of_stream.offsets.append(struct.unpack_from("<dd", content, 4))
 
 
 class _Parts:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from ..acquire.markers import Refused
 from ..feed import schema
 from ..intake import Intake, IntakeSettings, Notice
 from ..signal.quality import QualitySettings
@@ -74,6 +75,7 @@ class Listener:
         self.arrived.markers += isinstance(event, Marker)
         said: list[schema.Onset | schema.Session] = []
         for output in self._intake(event):
+            self.arrived.markers += self._intake.trigger is not None and isinstance(output, Onset | Refused)
             if isinstance(output, Onset):
                 self.arrived.onsets += 1
                 said.append(schema.Onset(key=output.key, text=output.text, onset_time=output.time))
