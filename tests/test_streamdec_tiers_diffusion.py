@@ -338,6 +338,17 @@ def lose(name: str) -> Any:
     return apply
 
 
+def test_levels_of_a_network_may_differ_in_depth(folders: dict[str, Path], tmp_path: Path) -> None:
+    """diffusers has it so, where its own setting of an adapter's scale has not."""
+    path = shutil.copytree(folders["sd"], tmp_path / "copy" / "sd")
+    rewrite("model/unet/config.json", layers_per_block=[1, 1])(path)
+    pictures = []
+    for n, (of, scale) in enumerate(((path, 0.7), (folders["sd"], 0.7), (folders["sd"], 0.0))):
+        tier = DiffusionTier(opened({"sd": of}, tmp_path / f"{n}", adapter_scale=scale))
+        pictures.append(draw(tier)[0].image)
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -43,7 +43,7 @@ def build() -> UNet2DConditionModel:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(32, 64, 96),
-        layers_per_block=1,
+        layers_per_block=(3, 1, 1),  # edges of small shapes are drawn at 16 x 16
         cross_attention_dim=CONFIG["model_cfg"]["text_cfg"]["width"],
         attention_head_dim=4,  # diffusers' name for the number of heads
         norm_num_groups=8,

@@ -245,6 +245,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _adapt(pipe: Any, spec: Diffusion, data: bytes, width: int) -> None:
     """Put the IP-Adapter into the network, by diffusers' own loader."""
     import safetensors.torch
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0
     from diffusers.models.embeddings import ImageProjection
 
     parts: dict[str, dict[str, Any]] = {"image_proj": {}, "ip_adapter": {}}
@@ -257,7 +258,10 @@ def _adapt(pipe: Any, spec: Diffusion, data: bytes, width: int) -> None:
     if not isinstance(projection, ImageProjection) or projection.image_embeds.in_features != width:
         got = getattr(getattr(projection, "image_embeds", None), "in_features", type(projection).__name__)
         raise BundleError(spec.adapter, got=got, allowed=f"a plain IP-Adapter for vectors of {width} dims")
-    pipe.set_ip_adapter_scale(spec.adapter_scale)
+    # Not by set_ip_adapter_scale, which takes layers_per_block for one number: networks may have one for each level.
+    for processor in pipe.unet.attn_processors.values():
+        if isinstance(processor, IPAdapterAttnProcessor | IPAdapterAttnProcessor2_0):
+            processor.scale = [spec.adapter_scale]
 
 
 def _prompt(spec: Diffusion, data: bytes, pipe: Any, device: Any) -> dict[str, Any]:
