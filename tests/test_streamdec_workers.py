@@ -122,8 +122,9 @@ def test_a_worker_whose_keys_are_gone_ends_when_it_dials_again(parts: tuple[Path
 def test_who_may_not_ask_to_be_ended_first_works_all_the_same() -> None:
     """As in a container whose runtime has set a higher number."""
     program = (
-        "import os; from pathlib import Path; own = Path('/proc/self/oom_score_adj'); own.write_text('900'); "
-        "os.setuid(65534); from streamdec.decode.generate.worker import step_back; step_back(); print(own.read_text())"
+        "import os; from pathlib import Path; from streamdec.decode.generate.worker import step_back; "
+        "own = Path('/proc/self/oom_score_adj'); own.write_text('900'); "
+        "os.setuid(65534); step_back(); print(own.read_text())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["900"]
