@@ -32,7 +32,8 @@ _SCALE_BY = 300  # samples of each channel, spread over them: plenty for a facto
 _RATE_AFTER = 10.0  # seconds of stamps before the effective rate is judged
 _RATE_EXCESS = 0.1  # samples may come this much faster than they are due
 _RATE_BREAKS = 10  # segments by then, from which on the stamps say nothing of the rate
-_AHEAD = 10.0  # seconds by which a marker may be ahead of both its arrival and the newest sample
+_AHEAD = 10.0  # seconds by which a marker may be ahead of the newest sample, if its own stamp or the EEG's is to blame
+_CAUGHT_UP = 1.0  # seconds by which samples that lie behind their arrival come nearer to it, in a backlog
 
 
 class IntakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +143,7 @@ class Intake:
         self._scale_due = self.rate.to_samples(_SCALE_AFTER) if self._channel_sd else None
         self._rate_due: int | None = self.rate.to_samples(_RATE_AFTER)
         self._first_arrival, self._came = np.inf, 0  # samples since the first chunk, until the rate is judged
+        self._connected_at = self._first_behind = self._least_behind = np.inf
         self._behind_gap = -1  # position behind the newest gap that the trigger channel was not read over
         self._refusal: StreamMismatch | None = None
         self._warned: set[str] = set()
@@ -190,6 +192,11 @@ class Intake:
                         out += [onset, Ended(onset, "lost_data", "it came while samples were lost", chunk.arrival)]
                     else:
                         out.extend(self._onset(onset, chunk.arrival))
+        behind = chunk.arrival - self.ring.newest
+        if behind < self._least_behind:
+            if self._connected_at == np.inf:
+                self._connected_at, self._first_behind = chunk.arrival, behind
+            self._least_behind = behind
         if self.trigger is not None and self.trigger.rounded:
             self._warn("trigger values beyond 2^24 are rounded: clear the upper bits at the device", chunk, out)
         try:
@@ -221,9 +228,10 @@ class Intake:
         """An onset goes on the books before whatever it completes at once (late markers are served from the ring)."""
         if isinstance(onset, Refused):
             return [onset]
-        # Two streams may share a clock that is not LSL's, and samples may come late: one of the two is no fault.
+        # Two streams may share a clock that is not LSL's, and samples may come late: neither is a fault.
         ahead = onset.time - self.ring.newest  # NaN before the first sample: it is waited for
-        if min(ahead, onset.time - onset.arrival) > _AHEAD:
+        early = onset.time - onset.arrival
+        if ahead > _AHEAD and (early > _AHEAD or (early > -_AHEAD and self._lies_behind(onset.arrival))):
             reason = f"stamped {ahead:.0f} s after the newest sample: markers and EEG have different clocks"
             return [onset, Ended(onset, "lost_data", reason, arrival)]
         if self._latency:
@@ -236,6 +244,11 @@ class Intake:
             self._advance(arrival, out)
         return out
 
+    def _lies_behind(self, arrival: float) -> bool:
+        """Whether the samples have been stamped long before they arrive, and are not catching up."""
+        known = arrival - self._connected_at > _AHEAD
+        return known and self._least_behind > _AHEAD and self._first_behind - self._least_behind < _CAUGHT_UP
+
     def _advance(self, arrival: float, out: list[Output]) -> None:
         for end in self.epochs.advance(arrival):
             cleaned = self._clean(end, arrival) if isinstance(end, Epoch) else end
@@ -246,6 +259,7 @@ class Intake:
         if event.state == "found":
             if event.stream == "eeg":
                 self.clock.restart(event.reason or "reconnected")
+                self._connected_at = self._first_behind = self._least_behind = np.inf
                 if self._counter is not None:
                     self._counter.reset()
             else:

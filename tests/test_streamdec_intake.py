@@ -94,6 +94,39 @@ def test_samples_that_come_late_do_not_spoil_the_markers() -> None:
     assert [one.onset.key for one in out if isinstance(one, Epoch)] == ["right"]
 
 
+@pytest.mark.parametrize("packet", [1, 50])
+def test_markers_beside_an_amplifier_that_stamps_from_0_end_at_once(packet: int) -> None:
+    """Its stamps are its own time: LSL's is a day on. Ten seconds of it tell that from samples that are still to come."""
+    data, stamps = made(4000)
+    intake = Intake(SIGNAL, EEG, IntakeSettings())
+    out: list[Output] = []
+    for start in range(0, 4000, packet):
+        came = slice(start, start + packet)
+        out += intake(Chunk(data[:, came], stamps[came], float(stamps[came][-1]) + 86_400))
+    last = float(stamps[-1]) + 86_400
+    for i in range(400):
+        out += intake(Marker(f"image-{i}", last + i / 100, last + i / 100))
+    ends = [one for one in out if isinstance(one, Ended)]
+    assert [(one.outcome, one.onset.key) for one in ends] == [("lost_data", f"image-{i}") for i in range(400)]
+    assert ends[0].reason == "stamped 86400 s after the newest sample: markers and EEG have different clocks"
+
+
+def test_a_backlog_is_no_other_clock() -> None:
+    """Two minutes of samples that waited, brought at twice their rate: markers of now wait for them."""
+    n = int(240 * SFREQ)
+    data, stamps = made(n)
+    intake = Intake(SIGNAL, EEG, IntakeSettings(rate_tolerance=0.9))
+    out: list[Output] = []
+    shown = stamps[0] + 200.0
+    for start in range(0, n, 100):
+        came = slice(start, start + 100)
+        arrival = float(stamps[0] + 120.0 + (stamps[came][-1] - stamps[0]) / 2)
+        if arrival >= shown > 0:
+            out, shown = [*out, *intake(Marker("right", float(shown), arrival))], -1.0
+        out += intake(Chunk(data[:, came], stamps[came], arrival))
+    assert [one.onset.key for one in out if isinstance(one, Epoch)] == ["right"]
+
+
 @pytest.mark.parametrize("first_count", [0, 2**24 - 700, 2**25])
 def test_a_counter_beyond_what_can_be_counted_leaves_it_to_the_stamps(first_count: int) -> None:
     data, stamps = made(3000, first_count=first_count)
