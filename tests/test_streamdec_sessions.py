@@ -204,6 +204,20 @@ def test_a_session_that_was_repaired_and_then_damaged_is_repaired_again(copy: Pa
     assert repair(copy) == ""
 
 
+def test_a_repair_that_was_killed_half_way_says_no_less_when_made_again(copy: Path) -> None:
+    """It tells what is lost before it puts the whole file in place of the damaged one."""
+    folder.write_about(copy, msgspec.structs.replace(folder.read_about(copy), end=None))
+    content = (copy / "streams.xdf").read_bytes()
+    (copy / "streams.xdf").write_bytes(content[: len(content) // 2])
+    said = repair(copy)
+    assert "killed together" in said
+    (copy / "streams.xdf").write_bytes(content[: len(content) // 2])
+    assert repair(copy) == said
+    assert (read(copy).finished, listing.row(copy).state) == (True, "repaired")
+    end = folder.read_about(copy).end
+    assert end is not None and end.repaired == said
+
+
 def recorder_of(serving: Serving) -> psutil.Process:
     (recorder,) = psutil.Process(serving.process.pid).children()
     return recorder

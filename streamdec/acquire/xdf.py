@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -158,7 +158,7 @@ def read(path: Path) -> tuple[list[RawStream], list[str]]:
     return [part.assemble(id) for id, part in parts.items()], problems
 
 
-def repair(path: Path) -> list[str]:
+def repair(path: Path, ready: Callable[[], None] = lambda: None) -> list[str]:
     """Make a damaged or unfinished file whole: leave out what cannot be read, and close every stream.
 
     The new file takes the old one's place once it is complete, or not at all.
@@ -167,6 +167,8 @@ def repair(path: Path) -> list[str]:
     ----------
     path : Path
         An .xdf file, not compressed.
+    ready : callable
+        Called once the new file is complete, before it takes the old one's place; what it raises keeps the old one.
 
     Returns
     -------
@@ -181,11 +183,13 @@ def repair(path: Path) -> list[str]:
     part = path.with_name(f".{path.name}.part")
     try:
         problems = _rewrite(path, part)
+        ready()
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         do = "make room for a second file of its size beside it"
         raise RecordingError(f"cannot repair {path}", got=error.strerror, do=do) from error
+    finally:
+        part.unlink(missing_ok=True)
     return problems
 
 

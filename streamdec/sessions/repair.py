@@ -43,20 +43,29 @@ def repair(path: Path) -> str:
     whole = recording.finished and not recording.problems
     if end is not None and (whole or (end.repaired and recording.finished)):
         return _table(before)
-    _table(before)  # first: once the file is whole nobody sees any more what it lacked
-    if not whole:
-        xdf.repair(path / STREAMS)
-    said = "; ".join((_loss(before), *recording.problems))
+    _table(before)
+    if end is not None and end.repaired and end.at.lsl <= before.last:  # a repair that did not come to the file
+        said = end.repaired
+    else:
+        said = "; ".join((_loss(before), *recording.problems))
     if end is None:
         at = folder.Moment(_utc(before.about.start, before.last), before.last)
         end = folder.End(at, "cut off", newest_counts(before), before.arrived, repaired=said)
     else:
         end = msgspec.structs.replace(end, repaired=said)
+    about = msgspec.structs.replace(before.about, end=end)
+    if whole:
+        _write(path, about)
+    else:
+        xdf.repair(path / STREAMS, lambda: _write(path, about))  # once the file is whole nobody sees what it lacked
+    return said
+
+
+def _write(path: Path, about: folder.About) -> None:
     try:
-        folder.write_about(path, msgspec.structs.replace(before.about, end=end))
+        folder.write_about(path, about)
     except OSError as error:
         raise RecordingError(f"cannot write {path / folder.ABOUT}", got=error.strerror) from error
-    return said
 
 
 def _table(session: Recorded) -> str:
