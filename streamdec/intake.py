@@ -12,11 +12,12 @@ from typing import Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from .acquire.clock import ClockSettings, Run, SampleClock
-from .acquire.counter import CounterReader, CounterSettings
+from .acquire.clock import ClockSettings, Run
+from .acquire.counter import CounterSettings
 from .acquire.inlet import Inlet
 from .acquire.markers import MarkerReader, MarkerSettings, Refused, TriggerReader, TriggerSettings
-from .errors import ConfigError, StreamMismatch
+from .acquire.placement import Placement, row
+from .errors import StreamMismatch
 from .signal.epochs import Epochs, EpochSettings
 from .signal.filters import StreamFilter
 from .signal.montage import interpolate_bad, map_channels
@@ -122,7 +123,8 @@ class Intake:
         self._picks = None if self._is_identity(self.map.picks, eeg.n_chans) else self.map.picks
         self._present = tuple(name for name in signal.ch_names if name not in self.map.missing)
         self._factor = self._unit_factors()
-        self.clock = SampleClock(signal.sfreq, settings.clock)
+        self._placement = Placement(eeg, signal.sfreq, settings.clock, settings.counter)
+        self.clock = self._placement.clock
         self.filter = StreamFilter(signal.filters, signal.sfreq, len(self._present))
         horizons = horizons or (signal.tmax,)
         windows = tuple((h, *signal.until(h).window) for h in horizons)
@@ -138,7 +140,6 @@ class Intake:
         self.markers = MarkerReader(settings.markers)
         self._latency = settings.markers.latency or 0.0
         self.trigger = self._trigger_reader()
-        self._counter = self._counter_reader()
         self._channel_sd = channel_sd or {}
         self._scale_due = self.rate.to_samples(_SCALE_AFTER) if self._channel_sd else None
         self._rate_due: int | None = self.rate.to_samples(_RATE_AFTER)
@@ -176,10 +177,10 @@ class Intake:
         data = chunk.data if self._picks is None else chunk.data[self._picks]
         if self._factor is not None:
             data = data * self._factor
-        lost = None if self._counter is None else self._counter(chunk.data[self._counter_row], chunk.stamps)
-        if self._counter is not None and self._counter.past:
+        runs = self._placement(chunk)
+        if self._placement.uncounted:
             self._warn("counts beyond 2^24 cannot be read: reset the counter, or leave out intake.counter", chunk, out)
-        for run in self.clock.place(chunk.stamps, lost):
+        for run in runs:
             if run.missing or run.new_segment:
                 self._discontinuity(run, chunk.arrival, out)
             self.ring.write(self.filter(data[:, run.start : run.stop]), run.times)
@@ -258,10 +259,8 @@ class Intake:
     def _connection(self, event: Connection) -> list[Output]:
         if event.state == "found":
             if event.stream == "eeg":
-                self.clock.restart(event.reason or "reconnected")
+                self._placement.restart(event.reason)
                 self._connected_at = self._first_behind = self._least_behind = np.inf
-                if self._counter is not None:
-                    self._counter.reset()
             else:
                 self.markers.restart()
         return [Notice(event.state, event.stream, event.reason, event.arrival)]
@@ -352,19 +351,8 @@ class Intake:
     def _trigger_reader(self) -> TriggerReader | None:
         if self.settings.trigger is None:
             return None
-        self._trigger_row = self._row("trigger", self.settings.trigger.channel)
+        self._trigger_row = row("trigger", self.settings.trigger.channel, self.eeg)
         return TriggerReader(self.settings.trigger, self.settings.markers)
-
-    def _counter_reader(self) -> CounterReader | None:
-        if self.settings.counter is None:
-            return None
-        self._counter_row = self._row("counter", self.settings.counter.channel)
-        return CounterReader(self.settings.counter, self.signal.sfreq)
-
-    def _row(self, role: str, channel: str) -> int:
-        if channel not in self.eeg.ch_names:
-            raise ConfigError(f"{role} channel", got=repr(channel), allowed=", ".join(self.eeg.ch_names))
-        return self.eeg.ch_names.index(channel)
 
     @staticmethod
     def _is_identity(picks: np.ndarray[tuple[int], np.dtype[np.intp]], n_chans: int) -> bool:

@@ -96,7 +96,7 @@ def test_samples_that_come_late_do_not_spoil_the_markers() -> None:
 
 @pytest.mark.parametrize("packet", [1, 50])
 def test_markers_beside_an_amplifier_that_stamps_from_0_end_at_once(packet: int) -> None:
-    """Its stamps are its own time: LSL's is a day on. Ten seconds of it tell that from samples that are still to come."""
+    """Its stamps are its own time. Ten seconds of it tell that from samples that are still to come."""
     data, stamps = made(4000)
     intake = Intake(SIGNAL, EEG, IntakeSettings())
     out: list[Output] = []

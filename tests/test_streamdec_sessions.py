@@ -215,7 +215,8 @@ def test_a_repair_that_was_killed_half_way_says_no_less_when_made_again(copy: Pa
     assert repair(copy) == said
     assert (read(copy).finished, listing.row(copy).state) == (True, "repaired")
     end = folder.read_about(copy).end
-    assert end is not None and end.repaired == said
+    assert end is not None
+    assert end.repaired == said
 
 
 def recorder_of(serving: Serving) -> psutil.Process:

@@ -70,11 +70,12 @@ class CounterReader:
         """
         if not len(samples):
             return []
-        if (np.abs(samples) >= _EXACT).any():
+        magnitudes = np.abs(samples)
+        if (magnitudes >= _EXACT).any():
             self.past = True
             self.reset()
             return None
-        valid = np.abs(samples) < _EXACT
+        valid = magnitudes < _EXACT
         counts = np.rint(np.where(valid, samples, 0)).astype(np.int64) % self._modulo
         first = counts[0] - 1 if self._count is None else self._count
         steps = np.diff(counts, prepend=first) % self._modulo

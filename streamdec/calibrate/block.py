@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from ..acquire.clock import SampleClock
-from ..acquire.counter import CounterReader
 from ..acquire.inlet import Inlet
 from ..acquire.markers import MarkerReader
+from ..acquire.placement import Placement
 from ..decode.gallery import Gallery
 from ..errors import CalibrationError
 from ..intake import Intake, IntakeSettings, cutting
@@ -141,25 +140,18 @@ def placed(
     onsets: list[float] = []
     with inlet:
         inlet.open(0.0)
-        clock, reader = SampleClock(sfreq, settings.clock), MarkerReader(settings.markers)
-        counter, counts = None, 0
-        if settings.counter is not None:
-            counter = CounterReader(settings.counter, sfreq)
-            counts = inlet.eeg.ch_names.index(settings.counter.channel)  # it is there: the intake has looked
+        place, reader = Placement(inlet.eeg, sfreq, settings.clock, settings.counter), MarkerReader(settings.markers)
         while (event := inlet.pull(0.0)) is not None:
             if isinstance(event, Chunk):
                 parts.append(event.data[list(rows)])
-                lost = None if counter is None else counter(event.data[counts], event.stamps)
-                times += [run.times for run in clock.place(event.stamps, lost)]
+                times += [run.times for run in place(event)]
             elif isinstance(event, Marker):
                 onset = reader(event)
                 onsets += [onset.time] if isinstance(onset, Onset) else []
             elif isinstance(event, ClockOffset):
-                (clock if event.stream == "eeg" else reader).offset(event)
+                (place.clock if event.stream == "eeg" else reader).offset(event)
             elif event.state == "found" and event.stream == "eeg":
-                clock.restart(event.reason)
-                if counter is not None:
-                    counter.reset()
+                place.restart(event.reason)
             elif event.state == "found":
                 reader.restart()
             elif event.state == "ended":

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..acquire.clock import SampleClock
 from ..acquire.inlet import Inlet
 from ..acquire.lsl.library import local_clock
 from ..acquire.markers import Refused
+from ..acquire.placement import Placement
 from ..calibrate.latency import photodiode
 from ..config import Config
 from ..decode.bundle import Bundle
@@ -47,7 +47,7 @@ class _Heard:
     """What came while listening. Times are on the LSL clock."""
 
     def __init__(self, eeg: StreamInfo, config: Config, intake: Intake) -> None:
-        self.clock = SampleClock(eeg.sfreq, config.intake.clock)
+        self._place = Placement(eeg, eeg.sfreq, config.intake.clock, config.intake.counter)
         self.intake = intake
         self._chunks: list[Float32] = []
         self._times: list[Float64] = []
@@ -63,18 +63,18 @@ class _Heard:
         """Take one event in."""
         if isinstance(event, Chunk):
             self._chunks.append(event.data.copy())
-            self._times += [run.times for run in self.clock.place(event.stamps)]
-            self.delays.append(event.arrival - float(event.stamps[-1]) - self.clock.offset_value)
+            self._times += [run.times for run in self._place(event)]
+            self.delays.append(event.arrival - float(event.stamps[-1]) - self._place.clock.offset_value)
         elif isinstance(event, ClockOffset):
             if event.stream == "eeg":
-                self.clock.offset(event)
+                self._place.clock.offset(event)
                 self.offsets.append(event)
         elif isinstance(event, Marker):
             self.markers += 1
         elif isinstance(event, Connection):
             self.states.append(event)
             if (event.stream, event.state) == ("eeg", "found"):
-                self.clock.restart("found")
+                self._place.restart(event.reason)
         for output in self.intake(event):
             if isinstance(output, Onset):
                 self.onsets.append(output)

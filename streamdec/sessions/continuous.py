@@ -9,8 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..acquire.clock import SampleClock
-from ..acquire.counter import CounterReader
+from ..acquire.placement import Placement
 from ..acquire.replay import ReplayInlet
 from ..config import Config
 from ..types import Chunk, ClockOffset, Connection, Float32, Float64, StreamInfo
@@ -42,9 +41,7 @@ class Continuous(msgspec.Struct, frozen=True, eq=False):
         config = recorded_config(session.recording) or Config()
         inlet = ReplayInlet(session.recording, trigger=config.intake.trigger is not None)
         eeg, settings = inlet.eeg, config.intake
-        clock = SampleClock(eeg.sfreq, settings.clock)
-        counter = None if settings.counter is None else CounterReader(settings.counter, eeg.sfreq)
-        row = None if settings.counter is None else eeg.ch_names.index(settings.counter.channel)
+        place = Placement(eeg, eeg.sfreq, settings.clock, settings.counter)
         data: list[Float32] = []
         times: list[Float64] = []
         lost: list[tuple[int, int]] = []
@@ -54,8 +51,7 @@ class Continuous(msgspec.Struct, frozen=True, eq=False):
             inlet.open()
             while (event := inlet.pull()) is not None:
                 if isinstance(event, Chunk):
-                    missing = None if counter is None else counter(event.data[row], event.stamps)
-                    for run in clock.place(event.stamps, missing):
+                    for run in place(event):
                         if run.missing:
                             lost.append((run.position - run.missing, run.missing))
                             data.append(np.repeat(last, run.missing, axis=1))
@@ -67,14 +63,12 @@ class Continuous(msgspec.Struct, frozen=True, eq=False):
                         times.append(run.times)
                         last = data[-1][:, -1:]
                 elif isinstance(event, ClockOffset) and event.stream == "eeg":
-                    clock.offset(event)
+                    place.clock.offset(event)
                 elif isinstance(event, Connection) and event.stream == "eeg":
                     if event.state == "ended":
                         break
                     if event.state == "found":
-                        clock.restart(event.reason or "reconnected")
-                        if counter is not None:
-                            counter.reset()
+                        place.restart(event.reason)
         if not data:
             return cls(eeg, np.zeros((eeg.n_chans, 0), np.float32), np.zeros(0), [], [])
         when = np.maximum.accumulate(np.concatenate(times))
