@@ -172,6 +172,48 @@ def test_as_the_reference_draws(folder: Path, whole: Path) -> None:
     assert (made / "conditioner.onnx").read_bytes() != (whole / "conditioner.onnx").read_bytes()
 
 
+EPOCHS = f'[diffusion.epochs]\nlatents = "latents"\nn_inner = 9\n[diffusion.epochs.steps]\n{STEPS}'
+
+
+def test_the_prior_trained_on_by_epochs(folder: Path, whole: Path) -> None:
+    """Another adapter and another conditioner, which reads the embedding itself; the prior is left alone."""
+    before = (folder / "prior" / "adapter.safetensors").read_bytes()
+    made = build(folder, folder / "on", HVF, EPOCHS)
+    assert (folder / "prior" / "adapter.safetensors").read_bytes() == before
+    assert (whole / "adapter.safetensors").read_bytes() == before
+    assert (made / "adapter.safetensors").read_bytes() != before
+    opened = open_generator(made, bundles.read(folder / "bundle.zip").manifest)
+    assert opened.manifest.diffusion is not None
+    assert opened.manifest.diffusion.reads == "embedding"
+    assert math.isfinite(opened.manifest.config["notes"]["diffusion.loss"])
+    tier, asked = DiffusionTier(opened), request(folder, "reconstruction")
+    assert run(tier, asked).image.startswith(b"\x89PNG")
+    # What is in the conditioner beside the new network is the whole way of the generator without it.
+    import onnxruntime
+
+    def output(path: Path, x: np.ndarray) -> np.ndarray:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return session.run(None, {"embedding": x[None]})[0][0]
+
+    way = output(whole / "conditioner.onnx", output(whole / "query.onnx", asked.embedding))
+    assert np.corrcoef(output(made / "conditioner.onnx", asked.embedding), way)[0, 1] > 0.99  # after two small steps
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "message"),
+    [
+        (HVF + EPOCHS.replace('"latents"', '"plain"'), "allowed: features of vae:MODEL@size=N"),
+        (HVF + "brain_through_adapter = false\n" + EPOCHS, "diffusion epochs; got no prior on their way"),
+        (DIRECT + ATM + EPOCHS, "diffusion epochs; got no prior on their way"),
+    ],
+)
+def test_epochs_for_a_prior_need_latents_and_a_way(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], diffusion: str, message: str
+) -> None:
+    build(folder, folder / tmp_path.name, diffusion, code=2)
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_atm_and_direct(folder: Path) -> None:
     for name, more in (("atm", ATM), ("direct", "")):

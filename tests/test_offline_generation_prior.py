@@ -11,32 +11,18 @@ import tiny_diffusers
 import torch
 from safetensors.torch import load_file
 from scipy.special import erf
+from tiny_features import Made, features
 
 from models.fusion import PriorProjector
 from offline.data.store import Item
 from offline.generation import prior
+from offline.generation.diffuser import Diffuser
 from offline.generation.loop import Steps, batch_rows
 from offline.targets.store import Targets, compute
 from streamdec.errors import ConfigError, DataError
 
-N, D = 10, 6
+D = 6
 LATENTS = (4, tiny_diffusers.SIDE, tiny_diffusers.SIDE)
-
-
-class Made:
-    """Random features, of any shape."""
-
-    def __init__(self, name: str, *shape: int, **provenance: object) -> None:
-        self.name, self._shape, self.provenance = name, shape, provenance
-
-    def __call__(self, items, images):
-        rng = np.random.default_rng(len(self.name))
-        return rng.standard_normal((len(items), *self._shape)).astype(np.float32)
-
-
-def features(folder: Path, encoder: Made, n: int = N) -> Targets:
-    compute(encoder, [Item(f"c/{i}", "c", "c", f"c/{i}.png") for i in range(n)], folder, folder / encoder.name)
-    return Targets(folder / encoder.name)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +64,7 @@ def test_projector_formula() -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_loss_is_what_the_schedule_says(tmp_path: Path, kind: str) -> None:
     """From the definition: x_t = a x + s e; wanted is e, a e - s x, or x."""
-    diffuser = prior.Diffuser(str(tiny_diffusers.stable_diffusion(tmp_path, prediction_type=kind)))
+    diffuser = Diffuser(str(tiny_diffusers.stable_diffusion(tmp_path, prediction_type=kind)))
     torch.manual_seed(3)
     diffuser.add_adapter(diffuser.own_adapter(D))
     latents, condition = torch.randn(3, *LATENTS), torch.randn(3, D)
@@ -100,7 +86,7 @@ def test_loss_is_what_the_schedule_says(tmp_path: Path, kind: str) -> None:
 
 
 def test_often_takes_half_of_the_times(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    diffuser = prior.Diffuser(str(model))
+    diffuser = Diffuser(str(model))
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(diffuser, "predict", lambda noisy, times, condition: seen.append(times) or noisy)
     torch.manual_seed(6)
@@ -126,7 +112,7 @@ def test_often_must_be_in_the_schedule(model: Path, images: dict[str, Targets], 
 
 def test_adapter_is_attention_to_four_more_tokens(model: Path) -> None:
     """Image tokens LN(W z + b); to each cross-attention's text attention that of the image tokens is added."""
-    diffuser = prior.Diffuser(str(model))
+    diffuser = Diffuser(str(model))
     torch.manual_seed(5)
     p = diffuser.add_adapter(diffuser.own_adapter(D))
     with torch.no_grad():
@@ -164,7 +150,7 @@ def test_adapter_is_attention_to_four_more_tokens(model: Path) -> None:
 
 
 def test_begins_with_the_keys_and_values_of_the_text(model: Path) -> None:
-    diffuser = prior.Diffuser(str(model))
+    diffuser = Diffuser(str(model))
     state = diffuser.own_adapter(D)
     unet = diffuser.unet
     first = unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2")
@@ -177,9 +163,9 @@ def test_begins_with_the_keys_and_values_of_the_text(model: Path) -> None:
 def test_trains_and_leaves_the_frozen_alone(
     model: Path, images: dict[str, Targets], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[prior.Diffuser] = []
+    kept: list[Diffuser] = []
 
-    class Watched(prior.Diffuser):
+    class Watched(Diffuser):
         def __init__(self, *args: str) -> None:
             super().__init__(*args)
             self.before = {name: p.clone() for name, p in self.unet.named_parameters()}
@@ -194,7 +180,7 @@ def test_trains_and_leaves_the_frozen_alone(
             assert torch.equal(p, kept[0].before[name]), name
     adapter = load_file(tmp_path / "run" / "adapter.safetensors")
     torch.manual_seed(0)
-    fresh = prior.Diffuser(str(model)).own_adapter(D)
+    fresh = Diffuser(str(model)).own_adapter(D)
     assert adapter.keys() == fresh.keys()
     assert not torch.equal(adapter["ip_adapter.1.to_k_ip.weight"], fresh["ip_adapter.1.to_k_ip.weight"])
     assert load_file(tmp_path / "run" / "prompt.safetensors")["prompt_embeds"].shape == (1, 6, tiny_diffusers.WIDTH)
@@ -205,7 +191,7 @@ def test_the_live_pipeline_takes_what_was_trained(model: Path, images: dict[str,
     from diffusers import StableDiffusionPipeline
 
     prior.fit(str(model), roles(images), images["latents"], tmp_path, settings())
-    trained = prior.Diffuser(str(model))
+    trained = Diffuser(str(model))
     trained.add_adapter(load_file(tmp_path / "adapter.safetensors"))
     pipeline = StableDiffusionPipeline.from_pretrained(model, low_cpu_mem_usage=False)
     pipeline.load_ip_adapter(
@@ -278,7 +264,7 @@ def test_refusals(model: Path, images: dict[str, Targets], tmp_path: Path) -> No
     with pytest.raises(DataError, match="images of few"):
         prior.fit(str(model), {"clip": images["clip"], "few": fewer}, images["latents"], tmp_path / "a", settings())
     with pytest.raises(ConfigError, match="model"):
-        prior.Diffuser(str(tmp_path / "nowhere"))
+        Diffuser(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="train it first"):
         prior.Prior(tmp_path)
     with pytest.raises(ConfigError, match="IP-Adapter weights"):

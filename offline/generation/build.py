@@ -29,13 +29,14 @@ from ..space import space
 from ..targets.huggingface import opened
 from ..targets.store import Targets
 from ..targets.text import read_captions
-from . import diffusion_prior, expectation, onnx_file, projector
+from . import diffusion_prior, expectation, on_epochs, onnx_file, projector
 from .bank import write_bank
 from .config import DiffusionConfig, GeneratorConfig
+from .diffuser import empty_prompt, latent_shape
 from .latent import write_latent
 from .linear import Rescaled, fit_linear, typical_length
 from .loop import Rows
-from .prior import Prior, empty_prompt
+from .prior import Prior
 from .source import Shown, Source
 
 _CITATIONS = {
@@ -193,11 +194,7 @@ class _Builder:
         assert config is not None
         self.report("latent")
         targets = Targets(Path(config.latents))
-        shape = targets.meta.provenance.get("latents")
-        if not shape:
-            raise ConfigError(
-                f"latents {targets.path}", got=targets.meta.encoder, allowed="features of vae:MODEL@size=N"
-            )
+        shape = latent_shape(targets)
         if config.reads == "embedding":
             x, wanted, group = self.embeddings, self._features(targets.path), self.group
         else:
@@ -251,6 +248,7 @@ class _Builder:
         native = self._native(config, prior)
         fused = prior is not None and prior.meta.settings.fuse
         layers: list[nn.Module] = []
+        trained: on_epochs.Trained | None = None
         if config.diffusion_prior is not None:
             if fused:
                 raise ConfigError("diffusion_prior", got="with a prior that fuses", allowed="with a plain adapter")
@@ -263,14 +261,22 @@ class _Builder:
                 bridge, explained = fit_linear(self.embeddings, native, self.group)
                 self._note("diffusion", explained=explained)
                 layers.append(bridge)
-            if prior is not None and fused and config.brain_through_adapter:
-                layers.append(prior.network.projector)
+            phi = prior.network.projector if prior is not None and fused and config.brain_through_adapter else None
+            if prior is not None and config.epochs is not None:
+                trained = self._on_epochs(config, config.epochs, prior, layers, phi or nn.Identity())
+                layers = [trained.conditioner]
+            elif phi is not None:
+                layers.append(phi)
             if layers:
                 self._export(_CONDITIONER, nn.Sequential(*layers), "condition")
         self.citations.append(_CITATIONS["hvf" if fused else "atm" if config.diffusion_prior else "direct"])
         if prior is not None:
-            for name in ("adapter.safetensors", "prompt.safetensors"):
-                shutil.copyfile(prior.path / name, self.folder / name)
+            shutil.copyfile(prior.path / "prompt.safetensors", self.folder / "prompt.safetensors")
+            if trained is None:
+                shutil.copyfile(prior.path / "adapter.safetensors", self.folder / "adapter.safetensors")
+            else:
+                arrays = {name: weight.numpy() for name, weight in trained.adapter.items()}
+                checkpoint.save(self.folder / "adapter.safetensors", arrays)
         else:
             shutil.copyfile(config.adapter, self.folder / "adapter.safetensors")
             self._write_prompt(config.model)
@@ -280,9 +286,37 @@ class _Builder:
             prompt="prompt.safetensors",
             size=config.size,
             conditioner=_CONDITIONER if layers or config.diffusion_prior else "",
+            reads="expected" if trained is None else "embedding",
             **{name: getattr(config, name) for name in Drawing.__struct_fields__}
             | {"vae": self._model(config.vae, "vae") if config.vae else ""},
         )
+
+    def _on_epochs(
+        self,
+        config: DiffusionConfig,
+        settings: on_epochs.OnEpochsSettings,
+        prior: Prior,
+        before: Sequence[nn.Module],
+        phi: nn.Module,
+    ) -> on_epochs.Trained:
+        """Train the prior on by the embeddings of the run's training part."""
+        targets = Targets(Path(settings.latents))
+        made = on_epochs.fit(
+            prior,
+            config.model,
+            nn.Sequential(self.query, *before),
+            phi,
+            self.shown.embeddings,
+            targets.of(self.shown.of_sample),
+            latent_shape(targets),
+            settings,
+            self.parts / "diffusion",
+            seed=self.config.seed,
+            device=self.device,
+            report=lambda line, done=0, total=0: self.report(f"diffusion, {line}", done, total),
+        )
+        self._note("diffusion", loss=made.loss)
+        return made
 
     def _native(self, config: DiffusionConfig, prior: Prior | None) -> Float32:
         """Features of the images as phi_c or the adapter takes them: (n_images, D)."""

@@ -108,7 +108,8 @@ class Diffusion(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=True):
     safetensors file with ``prompt_embeds`` and, where the model takes them, ``pooled_prompt_embeds`` of the empty
     prompt: no text encoder is loaded. ``conditioner`` an ONNX network (1, dim) [and ``noise``, of any fixed shape] ->
     (1, D) before the adapter: the projector phi_c of a Fusion Prior, or a whole sampled diffusion prior; "" feeds the
-    embedding as it is. ``size`` of the image, pixels.
+    embedding as it is. It ``reads`` what the generator's ``query`` makes of the embedding, or the embedding itself.
+    ``size`` of the image, pixels.
     """
 
     model: str
@@ -116,6 +117,7 @@ class Diffusion(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompt: str
     size: int
     conditioner: str = ""
+    reads: Literal["expected", "embedding"] = "expected"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,7 +73,7 @@ class DiffusionTier:
         width = generator.manifest.dim
         self.units = (spec.min_steps, spec.max_steps)
         self.example = made_up("reconstruction", width)
-        self._query = Query(generator, threads)
+        self._query = Query(generator, threads, expected=spec.reads == "expected")
         self._conditioner = Network(generator, spec.conditioner, threads) if spec.conditioner else None
         if self._conditioner is not None:
             self._conditioner.expect(input=(1, width), output=(1, None))

@@ -1,0 +1,28 @@
+"""Features of a few images that are nothing but random numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from offline.data.store import Item
+from offline.targets.store import Targets, compute
+
+N = 10
+
+
+class Made:
+    """Random features, of any shape."""
+
+    def __init__(self, name: str, *shape: int, **provenance: object) -> None:
+        self.name, self._shape, self.provenance = name, shape, provenance
+
+    def __call__(self, items, images):
+        rng = np.random.default_rng(len(self.name))
+        return rng.standard_normal((len(items), *self._shape)).astype(np.float32)
+
+
+def features(folder: Path, encoder: Made, n: int = N) -> Targets:
+    compute(encoder, [Item(f"c/{i}", "c", "c", f"c/{i}.png") for i in range(n)], folder, folder / encoder.name)
+    return Targets(folder / encoder.name)
