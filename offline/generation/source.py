@@ -83,7 +83,7 @@ class Source:
             embeddings.append(self.encoder(means, subject))
             places.append(place[part.rows.item[[of_item[0] for of_item in indices]]])
         return Shown(
-            np.concatenate(epochs),
+            epochs[0] if len(epochs) == 1 else np.concatenate(epochs),  # gigabytes
             np.concatenate(embeddings),
             np.concatenate(places),
             np.concatenate(unseen),
