@@ -387,7 +387,7 @@ def test_the_demo_is_made_of_what_the_configs_take(tmp_path: Path, monkeypatch: 
     assert convert(read_toml(config), prior.PriorSettings, "prior").steps.n_steps == 5
     config.write_text(make_demo_full.HVF.format(n_dims=5, prior="p"))
     assert convert(read_toml(config), HvfSettings, "hvf").prior == "p"
-    config.write_text(make_demo_full.GENERATOR_TOML.format(models="/models", guidance=2.0))
+    config.write_text(make_demo_full.GENERATOR_TOML.format(models="/models", guidance=2.0, epochs_steps=5))
     assert read(config).run == str(tmp_path / "hvf")
     given = {"prior": "p", "features": 'clip = "c"', "through": "true", "bridge": "false"}
     config.write_text(ablate_prior.GENERATOR.format(model="m", guidance=2.0, **given))

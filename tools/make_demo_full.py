@@ -43,6 +43,7 @@ ROLES = ("clip", "vae", "said")
 """What is fused: CLIP's image features, the autoencoder's latents, and CLIP's text features of what an image shows."""
 N_DIMS = 512
 PRIOR_STEPS = 5200
+EPOCHS_STEPS = 9000
 GUIDANCE = 2.0
 """Chosen on concepts held out of the encoder's training."""
 PRIOR = """\
@@ -111,6 +112,17 @@ features = {{ clip = "features/clip", vae = "features/vae", said = "features/sai
 size = 64
 max_steps = 4
 guidance = {guidance}
+
+[diffusion.epochs]
+latents = "features/vae"
+
+[diffusion.epochs.steps]
+n_steps = {epochs_steps}
+batch_size = 32
+learning_rate = 1e-3
+warm_up = 100
+cosine = true
+keep_every = 50
 """
 
 
@@ -195,7 +207,9 @@ def train_hvf(root: Path, out: Path, roles: Sequence[str], prior: Path | None, n
 def generator(root: Path, models: Path) -> None:
     """Everything that turns its embeddings into captions and pictures."""
     config = root / "generator.toml"
-    config.write_text(GENERATOR_TOML.format(models=models, guidance=GUIDANCE), encoding="utf-8")
+    config.write_text(
+        GENERATOR_TOML.format(models=models, guidance=GUIDANCE, epochs_steps=EPOCHS_STEPS), encoding="utf-8"
+    )
     run("generator", config, root / "generator")
 
 
