@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import tiny_diffusers
 import torch
 from safetensors.torch import load_file
 from scipy.special import erf
-from tiny_features import Made, N, features
+from tiny_features import LATENTS, N, of_images
 from torch import nn
 
 from offline.generation import prior
@@ -21,7 +20,7 @@ from offline.generation.on_epochs import Conditioner, OnEpochsSettings, Trained,
 from offline.targets.store import Targets
 from streamdec.errors import ConfigError
 
-D, LATENTS = 6, (4, tiny_diffusers.SIDE, tiny_diffusers.SIDE)
+D = 6
 STEPS = Steps(n_steps=400, batch_size=N, learning_rate=1e-2, keep_every=50)
 
 
@@ -32,12 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Targets]:
-    folder = tmp_path_factory.mktemp("features")
-    return {
-        "clip": features(folder, Made("clip", 5)),
-        "vae": features(folder, Made("vae", 2, 3)),
-        "latents": features(folder, Made("latents", math.prod(LATENTS), latents=list(LATENTS))),
-    }
+    return of_images(tmp_path_factory.mktemp("features"))
 
 
 @pytest.fixture(scope="module")

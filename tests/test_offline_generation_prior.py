@@ -11,7 +11,7 @@ import tiny_diffusers
 import torch
 from safetensors.torch import load_file
 from scipy.special import erf
-from tiny_features import Made, features
+from tiny_features import LATENTS, Made, features, of_images
 
 from models.fusion import PriorProjector
 from offline.data.store import Item
@@ -22,7 +22,6 @@ from offline.targets.store import Targets, compute
 from streamdec.errors import ConfigError, DataError
 
 D = 6
-LATENTS = (4, tiny_diffusers.SIDE, tiny_diffusers.SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Targets]:
-    folder = tmp_path_factory.mktemp("features")
-    return {
-        "clip": features(folder, Made("clip", 5)),
-        "vae": features(folder, Made("vae", 2, 3)),
-        "latents": features(folder, Made("latents", math.prod(LATENTS), latents=list(LATENTS))),
-    }
+    return of_images(tmp_path_factory.mktemp("features"))
 
 
 def settings(**changes) -> prior.PriorSettings:

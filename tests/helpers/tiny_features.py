@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import tiny_diffusers
 
 from offline.data.store import Item
 from offline.targets.store import Targets, compute
 
 N = 10
+LATENTS = (4, tiny_diffusers.SIDE, tiny_diffusers.SIDE)
 
 
 class Made:
@@ -26,3 +29,12 @@ class Made:
 def features(folder: Path, encoder: Made, n: int = N) -> Targets:
     compute(encoder, [Item(f"c/{i}", "c", "c", f"c/{i}.png") for i in range(n)], folder, folder / encoder.name)
     return Targets(folder / encoder.name)
+
+
+def of_images(folder: Path) -> dict[str, Targets]:
+    """Features of two kinds, and latents."""
+    return {
+        "clip": features(folder, Made("clip", 5)),
+        "vae": features(folder, Made("vae", 2, 3)),
+        "latents": features(folder, Made("latents", math.prod(LATENTS), latents=list(LATENTS))),
+    }
