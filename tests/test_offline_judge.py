@@ -249,14 +249,14 @@ def test_every_tier_answers_every_stimulus(tiny: tuple[bundles.Bundle, Path], tm
     assert {request.repetitions for request in requests} == {2}
     made = make.make(requests, bundle, open_generator(folder), tmp_path / "out", steps=(1, 3))
     assert list(dict.fromkeys(one.by for one in made)) == [
-        "bank", "llm", make.BLANK, "nearest", "latent", "diffusion 1", "diffusion 3",
+        "bank", "llm", "llm without EEG", "nearest", "latent", "diffusion 1", "diffusion 3", "diffusion without EEG",
     ]  # fmt: skip
-    assert len(made) == 21
+    assert len(made) == 24
     read = results.read(tmp_path / "out")
     assert [(one.by, one.key, one.label, one.caption) for one in read] == [
         (one.by, one.key, one.label, one.caption) for one in made
     ]
-    assert len({one.caption for one in made if one.by == make.BLANK and one.label == made[0].label}) == 1
+    assert len({one.caption for one in made if one.by == "llm without EEG" and one.label == made[0].label}) == 1
     found = verdict.judge(read, world, PIXELS)
     assert {one.n_stimuli for one in found.judgements} == {3}
     with pytest.raises(ConfigError, match="holds something"):

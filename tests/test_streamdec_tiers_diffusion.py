@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -15,14 +16,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from PIL import Image
-from tiny_generator import DIM, Listener, diffusion_generator, generator, ip_adapter, linear, request
+from tiny_generator import DIM, Listener, diffusion_generator, generator, ip_adapter, linear, llm_generator, request
 from torch import Tensor
 
-from streamdec.decode.generate.generator import OpenGenerator
+from streamdec.decode.generate.generator import OpenGenerator, open_generator
 from streamdec.decode.generate.job import Request
-from streamdec.decode.generate.spec import Diffusion
+from streamdec.decode.generate.spec import Diffusion, Llm
 from streamdec.decode.generate.tiers.diffusion import DiffusionTier
+from streamdec.decode.generate.tiers.llm import LlmTier
 from streamdec.errors import BundleError, EngineError
 
 NEVER = float("inf")
@@ -77,9 +80,11 @@ def noise(key: str) -> Tensor:
     return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
 
 
-def predicted(tier: DiffusionTier, latents: Tensor, time: int, embedding: Tensor) -> Tensor:
-    """One call of the network, with the empty prompt and what the adapter is shown."""
-    unet, prompt = tier._pipe.unet, tier._prompt
+def predicted(
+    tier: DiffusionTier, latents: Tensor, time: int, embedding: Tensor, prompt: dict[str, Tensor] | None = None
+) -> Tensor:
+    """One call of the network, with the empty prompt where none is given and what the adapter is shown."""
+    unet, prompt = tier._pipe.unet, prompt or tier._prompt
     added: dict[str, Any] = {"image_embeds": [embedding.reshape(1, 1, -1)]}
     if "pooled_prompt_embeds" in prompt:
         sizes = torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]])  # original size, crop, target size
@@ -110,6 +115,93 @@ def test_one_step_by_hand(folders: dict[str, Path], tmp_path: Path, kind: str, g
     assert pixels(result.image).std() > 1, "there is something to see"
     assert (result.media, result.units, result.wanted) == ("image/png", 1, 1)
     assert [(units, progress.image) for progress, units in heard] == [(1, b"")]
+
+
+@pytest.fixture(scope="module")
+def captioned(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same, with a language model whose letters are those of the text encoders."""
+    made: dict[str, Path] = {}
+    for kind in folders:
+        path = tmp_path_factory.mktemp("captioned") / kind
+        llm = llm_generator(path, words=["a", "b", "c", *map("".join, itertools.product("abc", repeat=2))]).manifest.llm
+        shutil.copytree(folders[kind], path, dirs_exist_ok=True)
+        spec = msgspec.json.decode((path / "generator.json").read_bytes())["diffusion"]
+        generator(path, llm=llm, diffusion=msgspec.convert(spec | {"captioned": True, "guidance": 3.5}, Diffusion))
+        made[kind] = path
+    return made
+
+
+def encoded(path: Path, text: str) -> dict[str, Tensor]:
+    """A prompt through the text encoders of a pipeline, by transformers: of SDXL the last layer but one of both."""
+    hidden, pooled = [], None
+    xl = (path / "model" / "text_encoder_2").is_dir()
+    for n in ("", "_2") if xl else ("",):
+        tokens = transformers.CLIPTokenizer.from_pretrained(path / "model" / f"tokenizer{n}")(
+            text, padding="max_length", max_length=6, truncation=True, return_tensors="pt"
+        )
+        kind = transformers.CLIPTextModelWithProjection if n else transformers.CLIPTextModel
+        out = kind.from_pretrained(path / "model" / f"text_encoder{n}")(tokens.input_ids, output_hidden_states=True)
+        hidden.append(out.hidden_states[-2] if xl else out.last_hidden_state)
+        pooled = out.text_embeds if n else None
+    found = {"prompt_embeds": torch.cat(hidden, -1)}
+    return found if pooled is None else {**found, "pooled_prompt_embeds": pooled}
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_captioned_by_hand(captioned: dict[str, Path], kind: str) -> None:
+    """The caption is the prompt; guidance is against no image and the empty prompt."""
+    made = open_generator(captioned[kind])
+    tier, asked = DiffusionTier(made), request("reconstruction")
+    writer = LlmTier(made)
+    said = writer.run(request(), writer.units[1], NEVER, still, Listener()).text
+    assert len(said.split()) > 1
+    result, heard = draw(tier, asked, 1)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0)[999]
+    start = noise(asked.key)
+    without = predicted(tier, start, 999, torch.zeros(DIM))
+    guess = predicted(tier, start, 999, torch.from_numpy(asked.embedding), encoded(captioned[kind], said))
+    clean = (start - (1 - kept).sqrt() * (without + 3.5 * (guess - without))) / kept.sqrt()
+    assert np.abs(pixels(result.image) - shown(tier, clean)).max() <= 0.51
+    assert [units for _, units in heard] == [1], "a caption is no unit"
+    other = request("reconstruction", seed=2)
+    again = writer.run(msgspec.structs.replace(other, kind="caption"), writer.units[1], NEVER, still, Listener()).text
+    assert again != said, "the caption is of the evidence"
+
+
+def test_a_caption_that_the_deadline_cuts_short(captioned: dict[str, Path]) -> None:
+    tier = DiffusionTier(open_generator(captioned["sd"]))
+    result, heard = draw(tier, steps=4, deadline=-1.0)
+    assert result.image.startswith(b"\x89PNG")
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: (path / "model/text_encoder/config.json").unlink(), r"no .*text_encoder/config\.json"),
+        (lambda path: (path / "model/tokenizer/tokenizer_config.json").unlink(), r"no .*tokenizer_config\.json"),
+        (lambda path: (path / "model/text_encoder/model.safetensors").unlink(), "model model; got"),
+        (
+            lambda path: rewrite("model/text_encoder/config.json", architectures=["GPT2Model"])(path),
+            "text encoder of model; got .*; allowed: .* CLIPTextModel or CLIPTextModelWithProjection",
+        ),
+    ],
+)
+def test_text_encoders_that_are_not_right(captioned: dict[str, Path], tmp_path: Path, damage: Any, said: str) -> None:
+    path = shutil.copytree(captioned["sd"], tmp_path / "copy")
+    damage(path)
+    spec = msgspec.json.decode((path / "generator.json").read_bytes())
+    broken = generator(
+        path, llm=msgspec.convert(spec["llm"], Llm), diffusion=msgspec.convert(spec["diffusion"], Diffusion)
+    )
+    with pytest.raises(BundleError, match=said) as caught:
+        DiffusionTier(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_captioned_pictures_need_a_language_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="captioned pictures; got no language model"):
+        opened(folders, tmp_path, captioned=True)
 
 
 def test_the_adapter_adds_tokens_to_the_attention(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from streamdec.decode.generate.generator import write_generator
 from streamdec.decode.generate.spec import Bank, Diffusion, Drawing, Generator, Latent, Llm
+from streamdec.decode.generate.tiers.diffusion import TEXT
 from streamdec.errors import ConfigError, DataError
 from streamdec.types import Float32
 
@@ -29,7 +30,7 @@ from ..space import space
 from ..targets.huggingface import opened
 from ..targets.store import Targets
 from ..targets.text import read_captions
-from . import diffusion_prior, expectation, on_epochs, onnx_file, projector
+from . import diffusion_prior, expectation, onnx_file, projector
 from .bank import write_bank
 from .config import DiffusionConfig, GeneratorConfig
 from .diffuser import empty_prompt, latent_shape
@@ -45,6 +46,7 @@ _CITATIONS = {
     "latent": "ridge regression to latents, after Perceptogram (desa-lab/Perceptogram)",
     "hvf": "HVF (2026), Learning Brain Representation with Hierarchical Visual Embeddings, ICLR",
     "atm": "Li et al. (2024), Visual Decoding and Reconstruction via EEG Embeddings, arXiv 2403.07721",
+    "captioned": "Takagi, Nishimoto (2023), image reconstruction via multiple decoded inputs, arXiv 2306.11536",
     "direct": "Ye et al. (2023), IP-Adapter, arXiv 2308.06721",
 }
 _QUERY = "query.onnx"
@@ -248,7 +250,6 @@ class _Builder:
         native = self._native(config, prior)
         fused = prior is not None and prior.meta.settings.fuse
         layers: list[nn.Module] = []
-        trained: on_epochs.Trained | None = None
         if config.diffusion_prior is not None:
             if fused:
                 raise ConfigError("diffusion_prior", got="with a prior that fuses", allowed="with a plain adapter")
@@ -261,62 +262,30 @@ class _Builder:
                 bridge, explained = fit_linear(self.embeddings, native, self.group)
                 self._note("diffusion", explained=explained)
                 layers.append(bridge)
-            phi = prior.network.projector if prior is not None and fused and config.brain_through_adapter else None
-            if prior is not None and config.epochs is not None:
-                trained = self._on_epochs(config, config.epochs, prior, layers, phi or nn.Identity())
-                layers = [trained.conditioner]
-            elif phi is not None:
-                layers.append(phi)
+            if prior is not None and fused and config.brain_through_adapter:
+                layers.append(prior.network.projector)
             if layers:
                 self._export(_CONDITIONER, nn.Sequential(*layers), "condition")
         self.citations.append(_CITATIONS["hvf" if fused else "atm" if config.diffusion_prior else "direct"])
+        texts: list[str] = []
+        if config.captioned:
+            self.citations.append(_CITATIONS["captioned"])
+            texts = [name for pair in TEXT.items() for name in pair if (Path(config.model) / name).is_dir()]
         if prior is not None:
-            shutil.copyfile(prior.path / "prompt.safetensors", self.folder / "prompt.safetensors")
-            if trained is None:
-                shutil.copyfile(prior.path / "adapter.safetensors", self.folder / "adapter.safetensors")
-            else:
-                arrays = {name: weight.numpy() for name, weight in trained.adapter.items()}
-                checkpoint.save(self.folder / "adapter.safetensors", arrays)
+            for name in ("adapter.safetensors", "prompt.safetensors"):
+                shutil.copyfile(prior.path / name, self.folder / name)
         else:
             shutil.copyfile(config.adapter, self.folder / "adapter.safetensors")
             self._write_prompt(config.model)
         return Diffusion(
-            model=self._model(config.model, "diffusion", ("unet", "scheduler", "vae")),
+            model=self._model(config.model, "diffusion", ("unet", "scheduler", "vae", *texts)),
             adapter="adapter.safetensors",
             prompt="prompt.safetensors",
             size=config.size,
             conditioner=_CONDITIONER if layers or config.diffusion_prior else "",
-            reads="expected" if trained is None else "embedding",
             **{name: getattr(config, name) for name in Drawing.__struct_fields__}
             | {"vae": self._model(config.vae, "vae") if config.vae else ""},
         )
-
-    def _on_epochs(
-        self,
-        config: DiffusionConfig,
-        settings: on_epochs.OnEpochsSettings,
-        prior: Prior,
-        before: Sequence[nn.Module],
-        phi: nn.Module,
-    ) -> on_epochs.Trained:
-        """Train the prior on by the embeddings of the run's training part."""
-        targets = Targets(Path(settings.latents))
-        made = on_epochs.fit(
-            prior,
-            config.model,
-            nn.Sequential(self.query, *before),
-            phi,
-            self.shown.embeddings,
-            targets.of(self.shown.of_sample),
-            latent_shape(targets),
-            settings,
-            self.parts / "diffusion",
-            seed=self.config.seed,
-            device=self.device,
-            report=lambda line, done=0, total=0: self.report(f"diffusion, {line}", done, total),
-        )
-        self._note("diffusion", loss=made.loss)
-        return made
 
     def _native(self, config: DiffusionConfig, prior: Prior | None) -> Float32:
         """Features of the images as phi_c or the adapter takes them: (n_images, D)."""

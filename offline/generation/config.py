@@ -13,7 +13,6 @@ from streamdec.errors import ConfigError
 
 from .diffusion_prior import DiffusionPriorSettings
 from .expectation import ExpectationSettings
-from .on_epochs import OnEpochsSettings
 from .projector import ProjectorSettings
 
 
@@ -51,8 +50,7 @@ class DiffusionConfig(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=
     role, of the images, that prior or adapter were trained on. A prior that fuses: HVF's way; an embedding goes through
     phi_c unless ``brain_through_adapter`` is false, which is how the reference draws. With ``diffusion_prior`` one of
     ATM is trained from embeddings of epochs to the features; else a linear map leads there, where it is needed, unless
-    ``bridge`` is false: then they go in as they are, as ENIGMA has it, and must have the same width. ``epochs`` has a
-    prior trained on by the embeddings of the run's epochs, which no paper has (:mod:`.on_epochs`).
+    ``bridge`` is false: then they go in as they are, as ENIGMA has it, and must have the same width.
     """
 
     model: str
@@ -63,7 +61,6 @@ class DiffusionConfig(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=
     diffusion_prior: DiffusionPriorSettings | None = None
     bridge: bool = True
     brain_through_adapter: bool = True
-    epochs: OnEpochsSettings | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +68,6 @@ class DiffusionConfig(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ConfigError("diffusion", got="prior and adapter" if self.prior else "neither", allowed="one of them")
         if not self.features:
             raise ConfigError("diffusion features", got="none", allowed="those the prior or the adapter was trained on")
-        if self.epochs is not None and (not self.prior or self.diffusion_prior or not self.brain_through_adapter):
-            raise ConfigError("diffusion epochs", got="no prior on their way", allowed="with a prior")
 
 
 class GeneratorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,6 +94,8 @@ class GeneratorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     diffusion: DiffusionConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.diffusion is not None and self.diffusion.captioned and self.llm is None:
+            raise ConfigError("diffusion captioned", got="no llm", allowed="with an [llm]")
         if (self.bank or self.llm) and not self.captions:
             raise ConfigError("captions", got="none", allowed="a table of captions, for bank and llm")
 

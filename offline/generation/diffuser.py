@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from streamdec.decode.generate.tiers.diffusion import encode
 from streamdec.errors import ConfigError
 
 from ..targets.frozen import check_device, missing
@@ -173,13 +174,7 @@ def empty_prompt(pipeline: Any) -> dict[str, Tensor]:
         if part is not None:
             part.float()  # may have been stored in half precision
     with torch.inference_mode():
-        encoded = pipeline.encode_prompt(
-            prompt="", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-    found = {"prompt_embeds": encoded[0].clone()}
-    if len(encoded) > 2:
-        found["pooled_prompt_embeds"] = encoded[2].clone()
-    return found
+        return {name: tensor.clone() for name, tensor in encode(pipeline, "").items()}
 
 
 def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

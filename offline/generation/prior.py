@@ -12,7 +12,7 @@ A prior is a folder: ``prior.json``; ``adapter.safetensors``, the IP-Adapter in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -189,19 +189,21 @@ def fit(
     if settings.often and max(settings.often) >= diffuser.n_times:
         raise ConfigError("prior often", got=max(settings.often), allowed=f"below {diffuser.n_times}, as {model} has")
     prior = FusionPrior(widths, settings).to(device)
-    start = read_adapter(settings.start) if settings.start else diffuser.own_adapter(prior.n_dims)
+    start = _read_adapter(settings.start) if settings.start else diffuser.own_adapter(prior.n_dims)
     adapter = diffuser.add_adapter(start)
     pictures = latents.rows()
 
-    def condition(rows: Rows) -> Tensor:
-        y: Tensor = prior({role: to_tensor(array, rows, device) for role, array in arrays.items()})
-        return y
+    def loss(rows: Rows) -> Tensor:
+        shown = torch.rand(len(rows), device=device) >= settings.drop
+        condition = prior({role: _to_tensor(array, rows, device) for role, array in arrays.items()})
+        images = _to_tensor(pictures, rows, device).view(-1, *shape)
+        return diffuser.loss(images, condition * shown[:, None], settings.often)
 
     prior.train()
     parameters = {**dict(prior.named_parameters()), **adapter}
     last = train(
         cast(Mapping[str, nn.Parameter], parameters),
-        picture_loss(diffuser, condition, pictures, shape, settings),
+        loss,
         len(pictures),
         settings.steps,
         out,
@@ -224,23 +226,6 @@ def fit(
     )
     write(out, prior.cpu().eval(), adapter, diffuser.prompt, meta)
     return meta
-
-
-def picture_loss(
-    diffuser: Diffuser,
-    condition: Callable[[Rows], Tensor],
-    pictures: npt.NDArray[Any],
-    shape: tuple[int, ...],
-    settings: PriorSettings,
-) -> Callable[[Rows], Tensor]:
-    """Make the loss of rows of ``pictures``: the model's own, with a share of the conditions dropped."""
-
-    def loss(rows: Rows) -> Tensor:
-        shown = torch.rand(len(rows), device=diffuser.device) >= settings.drop
-        latents = to_tensor(pictures, rows, diffuser.device).view(-1, *shape)
-        return diffuser.loss(latents, condition(rows) * shown[:, None], settings.often)
-
-    return loss
 
 
 def write(
@@ -291,12 +276,12 @@ class Prior:
         out = np.empty((n, self.network.n_dims), np.float32)
         for start in range(0, n, _BATCH):
             rows = np.arange(start, min(start + _BATCH, n))
-            block = {role: to_tensor(features[role], rows, "cpu") for role in self.meta.widths}
+            block = {role: _to_tensor(features[role], rows, "cpu") for role in self.meta.widths}
             out[start : start + _BATCH] = self.network.fused(block).numpy()
         return out
 
 
-def read_adapter(path: str) -> dict[str, Tensor]:
+def _read_adapter(path: str) -> dict[str, Tensor]:
     """Read IP-Adapter weights of the official layout, .safetensors."""
     try:
         return load_file(path)
@@ -304,6 +289,6 @@ def read_adapter(path: str) -> dict[str, Tensor]:
         raise ConfigError(f"IP-Adapter weights {path}", got=str(error), do="name a .safetensors file") from error
 
 
-def to_tensor(array: npt.NDArray[Any], rows: Rows, device: str) -> Tensor:
+def _to_tensor(array: npt.NDArray[Any], rows: Rows, device: str) -> Tensor:
     """Rows of an array on a device, float32."""
     return torch.from_numpy(np.ascontiguousarray(array[rows])).to(device).float()

@@ -38,8 +38,8 @@ from ..data.store import Prepared
 from ..progress import Report, silent
 from .results import Made, write
 
-BLANK = "llm without EEG"
-"""The language model on the mean embedding of all stimuli: what the label alone makes it say."""
+BLANK = "{} without EEG"
+"""A model on the mean embedding of all stimuli: what a language model says by the label alone, what follows from it."""
 
 _CHUNK = 100  # samples of simulated EEG at a time; any size gives the same epochs
 _TOP = 5
@@ -233,10 +233,10 @@ def _makers(
             for n in wanted:
                 name = f"{tier.name} {n}" if tier.name == "diffusion" else tier.name
                 yield name, kind, lambda request, n=n: answer(request, n)  # type: ignore[misc]
-            if tier.name == "llm":
+            if tier.name != "latent":
                 mean = np.mean([request.embedding for request in requests], axis=0, dtype=np.float32)
                 yield (
-                    BLANK,
+                    BLANK.format(tier.name),
                     kind,
                     lambda request, n=most, mean=mean: answer(  # type: ignore[misc]
                         msgspec.structs.replace(request, embedding=mean), n

@@ -77,12 +77,15 @@ class Latent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Drawing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a diffusion model draws.
 
-    ``vae`` another autoencoder for it (a tiny one is faster), "" for its own. ``scheduler`` a class of diffusers, ""
-    for the model's own. ``min_steps``..``max_steps`` as time allows. ``guidance`` against no image, above 1 it doubles
+    ``captioned``: the prompt is what the generator's language model says of the same evidence, in place of none; it is
+    loaded beside this model, and every picture waits for it. ``vae`` another autoencoder (a tiny one is faster), "" for
+    the model's own. ``scheduler`` a class of diffusers, "" for the model's own. ``min_steps``..``max_steps`` as time
+    allows. ``guidance`` against no image, above 1 it doubles
     the cost. ``adapter_scale`` of what the adapter adds. ``preview`` steps of fewer than which no preview is sent, 0
     for never.
     """
 
+    captioned: bool = False
     vae: str = ""
     scheduler: str = ""
     min_steps: int = 1
@@ -106,10 +109,9 @@ class Diffusion(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=True):
     autoencoder for it. ``adapter`` IP-Adapter weights in the official layout
     (safetensors, ``image_proj.*`` and ``ip_adapter.*``), of the plain kind: one vector, 4 tokens. ``prompt`` a
     safetensors file with ``prompt_embeds`` and, where the model takes them, ``pooled_prompt_embeds`` of the empty
-    prompt: no text encoder is loaded. ``conditioner`` an ONNX network (1, dim) [and ``noise``, of any fixed shape] ->
-    (1, D) before the adapter: the projector phi_c of a Fusion Prior, or a whole sampled diffusion prior; "" feeds the
-    embedding as it is. It ``reads`` what the generator's ``query`` makes of the embedding, or the embedding itself.
-    ``size`` of the image, pixels.
+    prompt: only where pictures are captioned are text encoders loaded. ``conditioner`` an ONNX network (1, dim) [and
+    ``noise``, of any fixed shape] -> (1, D) before the adapter: the projector phi_c of a Fusion Prior, or a whole
+    sampled diffusion prior; "" feeds the embedding as it is. ``size`` of the image, pixels.
     """
 
     model: str
@@ -117,7 +119,6 @@ class Diffusion(Drawing, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompt: str
     size: int
     conditioner: str = ""
-    reads: Literal["expected", "embedding"] = "expected"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,3 +153,7 @@ class Generator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     latent: Latent | None = None
     diffusion: Diffusion | None = None
     files: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.diffusion is not None and self.diffusion.captioned and self.llm is None:
+            raise BundleError("captioned pictures", got="no language model", allowed="with llm")

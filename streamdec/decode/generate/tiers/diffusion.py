@@ -1,9 +1,10 @@
 """A picture by a frozen diffusion model that is shown the embedding through an IP-Adapter.
 
-The pipelines are those of diffusers, without text encoders: the empty prompt is a file. As the published systems feed
-them: ATM (arXiv 2403.07721; custom_pipeline.py of dongyangli-del/EEG_Image_decode) gives the vector in place of CLIP's
-image features; HVF (build_reconstruction.py of ssshamiii/Brain-HIVE at commit f06db69) gives its own adapter the
-embedding as it is, never normalised, optionally through its projector first.
+The pipelines are those of diffusers. As the published systems feed them, with the empty prompt, which is a file: ATM
+(arXiv 2403.07721; custom_pipeline.py of dongyangli-del/EEG_Image_decode) gives the vector in place of CLIP's image
+features; HVF (build_reconstruction.py of ssshamiii/Brain-HIVE at commit f06db69) gives its own adapter the embedding as
+it is, never normalised, optionally through its projector first. Captioned, the prompt is what the language model says
+of the same evidence, as Takagi and Nishimoto (arXiv 2306.11536) give text decoded from fMRI.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..generator import OpenGenerator
 from ..job import Request, Result, Tier
 from ..spec import Diffusion
 from .base import Progress, check_device, made_up, opening, png, seed, told
+from .llm import LlmTier
 from .network import Network
 from .query import Query
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _UNET, _VAE, _SCHEDULER = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
+TEXT = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+"""The folders of a pipeline that a prompt goes through; only SDXL has the second two."""
+_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 @dataclass
@@ -55,7 +60,8 @@ class DiffusionTier:
     Raises
     ------
     BundleError
-        A model is not on this machine, of another kind, or incomplete; adapter or prompt do not fit it.
+        A model is not on this machine, of another kind, or incomplete; adapter or prompt do not fit it. Of the
+        language model, where pictures are captioned, too.
     EngineError
         The conditioner cannot be loaded, or the device is not there.
     """
@@ -73,11 +79,12 @@ class DiffusionTier:
         width = generator.manifest.dim
         self.units = (spec.min_steps, spec.max_steps)
         self.example = made_up("reconstruction", width)
-        self._query = Query(generator, threads, expected=spec.reads == "expected")
+        self._query = Query(generator, threads)
         self._conditioner = Network(generator, spec.conditioner, threads) if spec.conditioner else None
         if self._conditioner is not None:
             self._conditioner.expect(input=(1, width), output=(1, None))
             width = self._conditioner.output[1]
+        self._writer = LlmTier(generator, device, threads) if spec.captioned else None
         self._pipe = _pipeline(generator, spec, self._device)
         _adapt(self._pipe, spec, generator.read(spec.adapter), width)
         self._prompt = _prompt(spec, generator.read(spec.prompt), self._pipe, self._device)
@@ -94,8 +101,16 @@ class DiffusionTier:
     def run(
         self, request: Request, units: int, deadline: float, clock: Callable[[], float], progress: Progress
     ) -> Result:
-        """Draw in ``units`` steps; at the deadline, what the scheduler takes the picture to become is drawn."""
+        """Draw in ``units`` steps; at the deadline, what the scheduler takes the picture to become is drawn.
+
+        The caption comes first and is no unit; of one that the deadline cuts short, what there is becomes the prompt.
+        """
         import torch
+
+        prompt = self._prompt
+        if self._writer is not None:
+            written = self._writer.run(request, self._writer.units[1], deadline, clock, lambda result, done: True)
+            prompt = prompt | encode(self._pipe, written.text)
 
         embedding = self._query(request)
         if self._conditioner is not None:
@@ -120,7 +135,7 @@ class DiffusionTier:
         try:
             with torch.inference_mode():
                 latents = self._pipe(
-                    **self._prompt,
+                    **prompt,
                     height=self._spec.size,
                     width=self._spec.size,
                     num_inference_steps=units,
@@ -190,17 +205,52 @@ def _pipeline(generator: OpenGenerator, spec: Diffusion, device: Any) -> Any:
     if dtype == torch.float16 and getattr(vae.config, "force_upcast", False) and not tiny:
         vae = vae.float()  # SDXL's own overflows in float16
     scheduler = _scheduler(spec, folder)
-    if unet.config.addition_embed_type == "text_time":
-        pipe = diffusers.StableDiffusionXLPipeline(vae, None, None, None, None, unet, scheduler, add_watermarker=False)
+    xl = unet.config.addition_embed_type == "text_time"
+    text: dict[str, Any] = dict.fromkeys((*TEXT, *TEXT.values()) if xl else ("tokenizer", "text_encoder"))
+    if spec.captioned:
+        for name in text.keys() & TEXT.keys():
+            text[name], text[TEXT[name]] = _text(generator, spec, name, dtype)
+    if xl:
+        pipe = diffusers.StableDiffusionXLPipeline(
+            vae=vae, unet=unet, scheduler=scheduler, add_watermarker=False, **text
+        )
     else:
         with warnings.catch_warnings():
             # Of schedulers saved without steps_offset = 1 and clip_sample = False: the pipeline sets both.
             warnings.simplefilter("ignore", FutureWarning)
             pipe = diffusers.StableDiffusionPipeline(
-                vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
+                vae=vae,
+                unet=unet,
+                scheduler=scheduler,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                **text,
             )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _text(generator: OpenGenerator, spec: Diffusion, name: str, dtype: Any) -> tuple[Any, Any]:
+    """Load a tokenizer of the pipeline and its text encoder."""
+    import transformers
+
+    encoder = TEXT[name]
+    folder = generator.model(spec.model, (f"{name}/tokenizer_config.json", f"{encoder}/config.json"))
+    with opening(f"text encoder of {spec.model}", f"a folder of transformers with {' or '.join(_TEXT_ENCODERS)}"):
+        (kind,) = set(_read_json(folder / encoder / "config.json")["architectures"]) & set(_TEXT_ENCODERS)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder / name, local_files_only=True, trust_remote_code=False
+        )
+    return tokenizer, _load(getattr(transformers, kind), folder / encoder, spec.model, dtype)
+
+
+def encode(pipe: Any, text: str) -> dict[str, Tensor]:
+    """Encode a prompt: ``prompt_embeds`` (1, n_tokens, width), and ``pooled_prompt_embeds`` (1, D) of SDXL."""
+    made = pipe.encode_prompt(
+        prompt=text, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return {"prompt_embeds": made[0]} | ({"pooled_prompt_embeds": made[2]} if len(made) > 2 else {})
 
 
 def _load(kind: Any, folder: Path, name: str, dtype: Any) -> Any:

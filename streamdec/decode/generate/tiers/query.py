@@ -1,4 +1,4 @@
-"""The embedding of a request as the tiers take it: checked, and mostly as what it lets expect of the image's."""
+"""The embedding of a request as the tiers take it: checked, and as what it lets expect of the image's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ class Query:
     generator : OpenGenerator
     threads : int
         Within one operation.
-    expected : bool
-        False: the embedding is given as it is.
 
     Raises
     ------
@@ -28,10 +26,10 @@ class Query:
         The generator's query network cannot be loaded or has other sizes.
     """
 
-    def __init__(self, generator: OpenGenerator, threads: int = 1, *, expected: bool = True) -> None:
+    def __init__(self, generator: OpenGenerator, threads: int = 1) -> None:
         manifest = generator.manifest
         self._dim = manifest.dim
-        self._network = Network(generator, manifest.query, threads) if manifest.query and expected else None
+        self._network = Network(generator, manifest.query, threads) if manifest.query else None
         if self._network is not None:
             self._network.expect(input=(1, self._dim), output=(1, self._dim))
 
