@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,19 @@ def test_captioned_pictures_bring_their_text_encoder(folder: Path) -> None:
     opened = open_generator(made, bundles.read(folder / "bundle.zip").manifest)
     assert "2306.11536" in opened.manifest.citation
     assert run(DiffusionTier(opened), request(folder, "reconstruction")).image.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("lost", "got"), [("text_encoder", "tokenizer"), ("tokenizer", "text_encoder")])
+def test_captioned_pictures_need_text_encoders(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str, got: str
+) -> None:
+    name = f"without-{lost}"
+    shutil.copytree(folder / "pipeline", folder / name)
+    shutil.rmtree(folder / name / lost)
+    drawn = HVF.replace('model = "pipeline"', f'model = "{name}"')
+    out = build(folder, folder / f"{name}-out", LLM, drawn, "captioned = true\n", code=2)
+    assert f"{name}; got {got}; allowed: tokenizer, text_encoder" in capsys.readouterr().err
+    assert not (out.parent / f"{out.name}.parts" / "llm").exists(), "before anything is trained"
 
 
 def test_captioned_pictures_need_a_language_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ import tiny_diffusers
 import torch
 from safetensors.torch import load_file
 from scipy.special import erf
-from tiny_features import LATENTS, Made, features, of_images
 
 from models.fusion import PriorProjector
 from offline.data.store import Item
@@ -21,7 +20,24 @@ from offline.generation.loop import Steps, batch_rows
 from offline.targets.store import Targets, compute
 from streamdec.errors import ConfigError, DataError
 
-D = 6
+N, D = 10, 6
+LATENTS = (4, tiny_diffusers.SIDE, tiny_diffusers.SIDE)
+
+
+class Made:
+    """Random features, of any shape."""
+
+    def __init__(self, name: str, *shape: int, **provenance: object) -> None:
+        self.name, self._shape, self.provenance = name, shape, provenance
+
+    def __call__(self, items, images):
+        rng = np.random.default_rng(len(self.name))
+        return rng.standard_normal((len(items), *self._shape)).astype(np.float32)
+
+
+def features(folder: Path, encoder: Made, n: int = N) -> Targets:
+    compute(encoder, [Item(f"c/{i}", "c", "c", f"c/{i}.png") for i in range(n)], folder, folder / encoder.name)
+    return Targets(folder / encoder.name)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +47,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Targets]:
-    return of_images(tmp_path_factory.mktemp("features"))
+    folder = tmp_path_factory.mktemp("features")
+    return {
+        "clip": features(folder, Made("clip", 5)),
+        "vae": features(folder, Made("vae", 2, 3)),
+        "latents": features(folder, Made("latents", math.prod(LATENTS), latents=list(LATENTS))),
+    }
 
 
 def settings(**changes) -> prior.PriorSettings:

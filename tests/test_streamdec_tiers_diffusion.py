@@ -168,32 +168,110 @@ def test_captioned_by_hand(captioned: dict[str, Path], kind: str) -> None:
     assert again != said, "the caption is of the evidence"
 
 
-def test_a_caption_that_the_deadline_cuts_short(captioned: dict[str, Path]) -> None:
+def test_at_the_deadline_a_caption_ends_and_nothing_is_drawn(captioned: dict[str, Path]) -> None:
     tier = DiffusionTier(open_generator(captioned["sd"]))
-    result, heard = draw(tier, steps=4, deadline=-1.0)
-    assert result.image.startswith(b"\x89PNG")
-    assert len(heard) == 1
+    words: list[object] = []
+    assert tier._writer is not None
+    tier._writer._model.register_forward_pre_hook(lambda *_: words.append(None))
+    drawn = Counted(tier)
+    whole, _ = draw(tier)
+    assert len(words) > 2
+    words.clear()
+    drawn.calls = 0
+    times = iter([0.0, 1.0, 2.0])
+    result, heard = draw(tier, deadline=1.0, clock=lambda: next(times))
+    assert len(words) == 2
+    assert (result.image, result.text, result.units, result.wanted) == (b"", "", 0, 4)
+    assert (heard, drawn.calls) == ([], 0)
+    assert draw(tier)[0].image == whole.image, "and the next is as ever"
+
+
+def test_text_encoders_fail_as_the_network_does(captioned: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = DiffusionTier(open_generator(captioned["sd"]))
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(tier._pipe.text_encoder, "forward", full)
+    with pytest.raises(EngineError, match="diffusion failed; got CUDA out of memory"):
+        draw(tier)
+
+
+def test_half_precision_text_encoders(captioned: dict[str, Path], tmp_path: Path) -> None:
+    path = shutil.copytree(captioned["xl"], tmp_path / "xl")
+    for name, kind in (
+        ("text_encoder", transformers.CLIPTextModel),
+        ("text_encoder_2", transformers.CLIPTextModelWithProjection),
+    ):
+        encoder = kind.from_pretrained(path / "model" / name).half()
+        (path / "model" / name / "model.safetensors").unlink()
+        encoder.save_pretrained(path / "model" / name, variant="fp16")
+    whole, halved = (DiffusionTier(resealed(folder)) for folder in (captioned["xl"], path))
+    assert halved._pipe.text_encoder.dtype == torch.float32
+    assert np.abs(pixels(draw(whole)[0].image) - pixels(draw(halved)[0].image)).mean() < 2
+    brain = DiffusionTier(resealed(path, dtype="bfloat16"))
+    assert brain._pipe.text_encoder_2.dtype == torch.bfloat16
+    assert draw(brain)[0].image
+
+
+def resealed(path: Path, **changes: Any) -> OpenGenerator:
+    spec = msgspec.json.decode((path / "generator.json").read_bytes())
+    llm, drawn = msgspec.convert(spec["llm"], Llm), msgspec.convert(spec["diffusion"] | changes, Diffusion)
+    return generator(path, llm=llm, diffusion=drawn)
+
+
+def another_encoder(name: str, kind: Any, **changes: Any) -> Any:
+    def apply(path: Path) -> None:
+        folder = path / "model" / name
+        config = transformers.CLIPTextConfig.from_pretrained(folder)
+        config.update(changes)
+        kind(config).save_pretrained(folder)
+
+    return apply
+
+
+def words_of(name: str, path: Path) -> None:
+    """Lose a tokenizer's words; it still opens."""
+    for file in (path / "model" / name).iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+
+
+TEXT, CUT = "model/text_encoder/config.json", "model/tokenizer/tokenizer_config.json"
+PROJECTED = transformers.CLIPTextModelWithProjection
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("kind", "damage", "said"),
     [
-        (lambda path: (path / "model/text_encoder/config.json").unlink(), r"no .*text_encoder/config\.json"),
-        (lambda path: (path / "model/tokenizer/tokenizer_config.json").unlink(), r"no .*tokenizer_config\.json"),
-        (lambda path: (path / "model/text_encoder/model.safetensors").unlink(), "model model; got"),
+        ("sd", lambda path: (path / TEXT).unlink(), r"no .*text_encoder/config\.json"),
+        ("sd", lambda path: (path / CUT).unlink(), r"no .*tokenizer_config\.json"),
+        ("sd", lambda path: (path / "model/text_encoder/model.safetensors").unlink(), "model model; got"),
         (
-            lambda path: rewrite("model/text_encoder/config.json", architectures=["GPT2Model"])(path),
-            "text encoder of model; got .*; allowed: .* CLIPTextModel or CLIPTextModelWithProjection",
+            "sd",
+            lambda path: rewrite(TEXT, architectures=["GPT2Model"])(path),
+            "text encoder of model; .* CLIPTextModel",
+        ),
+        ("sd", lambda path: rewrite(CUT, model_max_length=5)(path), r"got .*\(1, 5, 12\).*; allowed: .*\(1, 6, 12\)"),
+        ("sd", lambda path: rewrite(CUT, model_max_length=9)(path), "text encoders of model; got Sequence length"),
+        ("sd", lambda path: rewrite(CUT, model_max_length=10**30)(path), "text encoders of model; got int too big"),
+        ("sd", another_encoder("text_encoder", transformers.CLIPTextModel, hidden_size=4), r"got .*\(1, 6, 4\)"),
+        ("sd", another_encoder("text_encoder", PROJECTED), "text encoders of model; got"),
+        ("xl", another_encoder("text_encoder_2", transformers.CLIPTextModel), "text encoders of model; got"),
+        ("sd", lambda path: words_of("tokenizer", path), "tokenizer of model; got . words; allowed: 8, as its text"),
+        (
+            "xl",
+            lambda path: words_of("tokenizer_2", path),
+            "tokenizer_2 of model; got . words; allowed: 8, as its text",
         ),
     ],
 )
-def test_text_encoders_that_are_not_right(captioned: dict[str, Path], tmp_path: Path, damage: Any, said: str) -> None:
-    path = shutil.copytree(captioned["sd"], tmp_path / "copy")
+def test_text_encoders_that_are_not_right(
+    captioned: dict[str, Path], tmp_path: Path, kind: str, damage: Any, said: str
+) -> None:
+    path = shutil.copytree(captioned[kind], tmp_path / "copy")
     damage(path)
-    spec = msgspec.json.decode((path / "generator.json").read_bytes())
-    broken = generator(
-        path, llm=msgspec.convert(spec["llm"], Llm), diffusion=msgspec.convert(spec["diffusion"], Diffusion)
-    )
+    broken = resealed(path)
     with pytest.raises(BundleError, match=said) as caught:
         DiffusionTier(broken)
     assert "\n" not in str(caught.value)

@@ -113,8 +113,10 @@ class _Builder:
         with writing(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-        query = self._query()
         config, meta = self.config, self.source.meta
+        if config.diffusion:
+            _texts(config.diffusion)  # refused now, not after the hours that the others take
+        query = self._query()
         made: dict[str, Any] = {
             "bank": self._bank() if config.bank else None,
             "latent": self._latent() if config.latent else None,
@@ -267,10 +269,9 @@ class _Builder:
             if layers:
                 self._export(_CONDITIONER, nn.Sequential(*layers), "condition")
         self.citations.append(_CITATIONS["hvf" if fused else "atm" if config.diffusion_prior else "direct"])
-        texts: list[str] = []
+        texts = _texts(config)
         if config.captioned:
             self.citations.append(_CITATIONS["captioned"])
-            texts = [name for pair in TEXT.items() for name in pair if (Path(config.model) / name).is_dir()]
         if prior is not None:
             for name in ("adapter.safetensors", "prompt.safetensors"):
                 shutil.copyfile(prior.path / name, self.folder / name)
@@ -388,6 +389,24 @@ class _Builder:
         self.notes |= {f"{part}.{name}": value for name, value in found.items()}
         if part in _CITATIONS:
             self.citations.append(_CITATIONS[part])
+
+
+def _texts(config: DiffusionConfig) -> list[str]:
+    """Name the folders of a pipeline that captions go through; none of a name on the hub.
+
+    Raises
+    ------
+    ConfigError
+        It lacks them.
+    """
+    folder = Path(config.model)
+    if not config.captioned or not folder.is_dir():
+        return []
+    found = [name for pair in TEXT.items() for name in pair if (folder / name).is_dir()]
+    if not found or len(found) % 2:
+        got = ", ".join(found) or "none"
+        raise ConfigError(f"text encoders of {folder}", got=got, allowed=", ".join(next(iter(TEXT.items()))))
+    return found
 
 
 def _through(network: nn.Module, embeddings: Float32) -> Float32:

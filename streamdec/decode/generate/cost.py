@@ -1,7 +1,8 @@
 """What the tiers cost on the workers that run them: quantiles of the newest jobs, kept in a file between sessions.
 
 A job of n units (tokens, diffusion steps; 1 for one-pass tiers) costs ``first + (n - 1) * each`` seconds: ``first``
-holds the first unit and all that goes before and after the units, ``each`` is one further unit.
+holds the first unit and all that goes before and after the units, such as the caption that a picture is drawn by;
+``each`` is one further unit.
 """
 
 from __future__ import annotations

@@ -77,10 +77,10 @@ class Latent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Drawing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a diffusion model draws.
 
-    ``captioned``: the prompt is what the generator's language model says of the same evidence, in place of none; it is
-    loaded beside this model, and every picture waits for it. ``vae`` another autoencoder (a tiny one is faster), "" for
-    the model's own. ``scheduler`` a class of diffusers, "" for the model's own. ``min_steps``..``max_steps`` as time
-    allows. ``guidance`` against no image, above 1 it doubles
+    ``captioned``: the prompt is what the generator's language model says of the same evidence, in place of none, cut at
+    what the text encoders take (CLIP's 77 tokens); it is loaded beside this model, and every picture waits for it.
+    ``vae`` another autoencoder for it (a tiny one is faster), "" for its own. ``scheduler`` a class of diffusers, ""
+    for the model's own. ``min_steps``..``max_steps`` as time allows. ``guidance`` against no image, above 1 it doubles
     the cost. ``adapter_scale`` of what the adapter adds. ``preview`` steps of fewer than which no preview is sent, 0
     for never.
     """

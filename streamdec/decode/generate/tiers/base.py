@@ -107,7 +107,16 @@ def opening(what: str, allowed: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        SafetensorError,
+    ) as error:
         raise BundleError(what, got=told(error), allowed=allowed) from error
 
 

@@ -88,6 +88,8 @@ class DiffusionTier:
         self._pipe = _pipeline(generator, spec, self._device)
         _adapt(self._pipe, spec, generator.read(spec.adapter), width)
         self._prompt = _prompt(spec, generator.read(spec.prompt), self._pipe, self._device)
+        if self._writer is not None:
+            _check_text(self._pipe, self._prompt, spec)
         self._clean: Tensor | None = None  # the scheduler's newest guess at the latents without noise
         self._listen()
         if self._device.type == "cuda":
@@ -103,15 +105,16 @@ class DiffusionTier:
     ) -> Result:
         """Draw in ``units`` steps; at the deadline, what the scheduler takes the picture to become is drawn.
 
-        The caption comes first and is no unit; of one that the deadline cuts short, what there is becomes the prompt.
+        The caption comes first and is no unit; at the deadline nothing is drawn by it. A job that is cancelled while it
+        is written ends behind the first step.
         """
         import torch
 
-        prompt = self._prompt
+        said = ""
         if self._writer is not None:
-            written = self._writer.run(request, self._writer.units[1], deadline, clock, lambda result, done: True)
-            prompt = prompt | encode(self._pipe, written.text)
-
+            said = self._writer.run(request, self._writer.units[1], deadline, clock, lambda result, done: True).text
+            if clock() >= deadline:
+                return Result(units=0, wanted=units)
         embedding = self._query(request)
         if self._conditioner is not None:
             embedding = self._conditioner(embedding, seed(request))
@@ -134,6 +137,7 @@ class DiffusionTier:
 
         try:
             with torch.inference_mode():
+                prompt = self._prompt if self._writer is None else self._prompt | encode(self._pipe, said)
                 latents = self._pipe(
                     **prompt,
                     height=self._spec.size,
@@ -242,7 +246,20 @@ def _text(generator: OpenGenerator, spec: Diffusion, name: str, dtype: Any) -> t
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder / name, local_files_only=True, trust_remote_code=False
         )
-    return tokenizer, _load(getattr(transformers, kind), folder / encoder, spec.model, dtype)
+    loaded = _load(getattr(transformers, kind), folder / encoder, spec.model, dtype, "model")
+    if len(tokenizer) < loaded.config.vocab_size:  # without its files it still opens, and knows no word
+        got, allowed = f"{len(tokenizer)} words", f"{loaded.config.vocab_size}, as its text encoder"
+        raise BundleError(f"{name} of {spec.model}", got=got, allowed=allowed, do="get it anew")
+    return tokenizer, loaded
+
+
+def _check_text(pipe: Any, empty: dict[str, Any], spec: Diffusion) -> None:
+    """Refuse text encoders whose prompts are not of the empty one's shape."""
+    with opening(f"text encoders of {spec.model}", "those it was published with"):
+        found = {name: tuple(tensor.shape) for name, tensor in encode(pipe, "").items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty.items() if not name.startswith("negative")}
+    if found != wanted:
+        raise BundleError(f"text encoders of {spec.model}", got=found, allowed=f"{wanted}, as {spec.prompt}")
 
 
 def encode(pipe: Any, text: str) -> dict[str, Tensor]:
@@ -253,10 +270,10 @@ def encode(pipe: Any, text: str) -> dict[str, Tensor]:
     return {"prompt_embeds": made[0]} | ({"pooled_prompt_embeds": made[2]} if len(made) > 2 else {})
 
 
-def _load(kind: Any, folder: Path, name: str, dtype: Any) -> Any:
+def _load(kind: Any, folder: Path, name: str, dtype: Any, file: str = "diffusion_pytorch_model") -> Any:
     # Published models have files of half precision beside or instead of the others.
-    half = (folder / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    full = (folder / "diffusion_pytorch_model.safetensors").is_file()
+    half = (folder / f"{file}.fp16.safetensors").is_file()
+    full = (folder / f"{file}.safetensors").is_file()
     halved = half and (not full or "16" in str(dtype))
     with opening(f"model {name}", f"a folder of diffusers with a {kind.__name__}, safetensors"):
         model, info = kind.from_pretrained(
