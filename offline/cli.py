@@ -263,10 +263,9 @@ def _evaluate(args: argparse.Namespace, out: Console, err: Console) -> None:
 
 
 def _report(args: argparse.Namespace, out: Console, err: Console) -> None:
-    try:
-        from .report.write import report
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is not installed", do="pip install 'streamdec[report]'") from error
+    from .report import writer
+
+    report = writer()
     with progress(err) as say:
         gathered = report(args.runs, args.out, markdown=args.markdown, categories=args.categories, say=say)
     tell(out, f"{args.out}: {len(gathered.runs)} runs")

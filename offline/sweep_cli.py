@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ def add(commands: Any) -> None:
     sweep = commands.add_parser("sweep", help="fit and evaluate a grid of methods, protocols, subjects and seeds")
     sweep.add_argument("grid", type=Path, help="TOML, see configs/sweeps/")
     sweep.add_argument("out", type=Path, help="folder of the run folders; what is finished there is not done again")
-    _add_ray(sweep)
+    _add_common(sweep)
     sweep.set_defaults(run=_sweep)
 
     reproduce = commands.add_parser("reproduce", help="a published table, from the data to its figures")
@@ -42,22 +43,24 @@ def add(commands: Any) -> None:
     reproduce.add_argument("--cpus", type=float, default=1.0, help="cores of a run (default: 1); Ray counts them")
     reproduce.add_argument("--gpus", type=float, default=0.0, help="GPUs of a run, or a share of one (default: none)")
     reproduce.add_argument("--memory", type=float, default=0.0, metavar="GIB", help="of a run; default: not said")
-    _add_ray(reproduce)
+    _add_common(reproduce)
     reproduce.set_defaults(run=_reproduce)
 
 
-def _add_ray(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="fan out over a Ray cluster; auto: over this machine's cores and GPUs"
     )
+    parser.add_argument("--report", type=Path, metavar="REPORT.html", help="of all runs, at the end")
 
 
 def _sweep(args: argparse.Namespace, out: Console, err: Console) -> None:
     from .sweep import load, run
 
-    grid = load(args.grid)
+    grid, write = load(args.grid), _writer(args.report)
     with progress(err) as report:
         swept = run(grid, args.out, _executor(args.ray, grid.resources), report)
+    write(swept, args.out, out, err)
     _show(out, err, swept, args.out)
 
 
@@ -65,6 +68,7 @@ def _reproduce(args: argparse.Namespace, out: Console, err: Console) -> None:
     from . import reproduce
     from .sweep import Resources
 
+    write = _writer(args.report)
     resources = Resources(cpus=args.cpus, gpus=args.gpus, memory=args.memory)
     table, root = reproduce.table(args.table), args.root
     with progress(err) as report:
@@ -82,7 +86,25 @@ def _reproduce(args: argparse.Namespace, out: Console, err: Console) -> None:
             report=report,
         )
     tell(out, f"{'simulated ' if args.simulated else ''}{args.table}: {' '.join(table.about.split())}")
+    write(swept, args.out / "runs", out, err)
     _show(out, err, swept, args.out / "runs")
+
+
+def _writer(path: Path | None) -> Callable[[Swept, Path, Console, Console], None]:
+    """Make what writes the report, if one is wanted; what it lacks is said now, not after the hours the runs take."""
+    if path is None:
+        return lambda swept, runs, out, err: None
+    from .report import writer
+
+    report = writer()
+
+    def write(swept: Swept, runs: Path, out: Console, err: Console) -> None:
+        if swept.results:
+            with progress(err) as say:
+                gathered = report([runs], path, say=say)
+            tell(out, f"{path}: {len(gathered.runs)} runs")
+
+    return write
 
 
 def _saying(what: str, report: Report) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import msgspec
@@ -134,8 +135,13 @@ def test_from_the_data_to_the_figures(made: Path, monkeypatch, capsys) -> None:
     assert all(name[0] in "OP" for name in part.signal.ch_names)
     assert "whitener of its own" in whole.offline_only
     stamp = (made / "stores" / "all" / "sub-01" / "meta.json").stat().st_mtime_ns
-    assert cli.main(["reproduce", "small", str(made), "--simulated"]) == 0
+    page = made / "report.html"
+    assert cli.main(["reproduce", "small", str(made), "--simulated", "--report", str(page)]) == 0
     assert (made / "stores" / "all" / "sub-01" / "meta.json").stat().st_mtime_ns == stamp
+    assert f"{page.name}: 4 runs" in capsys.readouterr().out.replace("\n", "")
+    written = page.read_text(encoding="utf-8")
+    assert "ridge-17" in written
+    assert "simulated" in written
 
     other = msgspec.structs.replace(SMALL, channels={"all": "^O"})
     with pytest.raises(ConfigError, match="holds another preparation"):
@@ -143,6 +149,17 @@ def test_from_the_data_to_the_figures(made: Path, monkeypatch, capsys) -> None:
     smaller = msgspec.structs.replace(SMALL.simulated, distinctness=2.0)
     with pytest.raises(ConfigError, match="holds another simulation"):
         reproduce.simulate(smaller, made / "simulated")
+
+
+def test_what_a_report_lacks_is_said_before_anything_is_made(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(reproduce, "table", lambda name: SMALL)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for name in [name for name in sys.modules if name.startswith("offline.report.")]:
+        monkeypatch.delitem(sys.modules, name)
+    out = tmp_path / "out"
+    assert cli.main(["reproduce", "small", str(out), "--simulated", "--report", str(tmp_path / "r.html")]) == 2
+    assert "is not installed" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_weights_that_are_not_there_are_named_before_anything_is_made(made: Path, tmp_path) -> None:
