@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from streamdec.errors import DataError
 
@@ -125,7 +125,8 @@ def _show(out: Console, err: Console, swept: Swept, folder: Path) -> None:
         entry, fold, *_ = result.cell.split("/")
         rows.setdefault((entry, fold), []).append(result)
     for title in dict.fromkeys(_title(result) for result in swept.results):
-        table = Table("", "protocol", "subjects", "seeds", "top-1 %", "top-5 %", title=title, caption=_CAPTION)
+        row = Column("", overflow="fold")  # names that are cut look the same
+        table = Table(row, "protocol", "subjects", "seeds", "top-1 %", "top-5 %", title=title, caption=_CAPTION)
         for (entry, fold), results in rows.items():
             shown = {(r.subject, r.seed): r.averaged or r.single for r in results if _title(r) == title}
             counts = (str(len({key[i] for key in shown})) for i in (0, 1))

@@ -143,6 +143,14 @@ def test_from_the_data_to_the_figures(made: Path, monkeypatch, capsys) -> None:
     assert "ridge-17" in written
     assert "simulated" in written
 
+    monkeypatch.setenv("COLUMNS", "60")
+    long = msgspec.structs.replace(SMALL, methods={"ridge-without-anything-else": SMALL.methods["ridge"]})
+    monkeypatch.setattr(reproduce, "table", lambda name: long)
+    assert cli.main(["reproduce", "small", str(made), "--simulated"]) == 0
+    shown = capsys.readouterr().out
+    row = "".join(line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│"))
+    assert "ridge-without-anything-else" in row, "a long name is folded, not cut"
+
     other = msgspec.structs.replace(SMALL, channels={"all": "^O"})
     with pytest.raises(ConfigError, match="holds another preparation"):
         reproduce.reproduce(reproduce.simulated(other), made / "simulated", made)
