@@ -44,7 +44,7 @@ ROLES = ("clip", "vae", "said")
 N_DIMS = 512
 PRIOR_STEPS = 5200
 GUIDANCE, ADAPTER_SCALE = 2.0, 0.25
-"""Chosen on concepts held out of the encoder's training, where 0 to 0.5 of the adapter draw alike beside a caption."""
+"""Guidance: chosen on concepts held out of the encoder's training, where 0 to 0.5 of the adapter draw alike."""
 PRIOR = """\
 n_dims = {n_dims}
 n_inner = 512
