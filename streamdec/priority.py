@@ -1,7 +1,13 @@
-"""The hot loop's place in the queue for a processor: before every ordinary program, where the system allows it."""
+"""The hot loop's place in the queue for a processor: before every ordinary program, where the system allows it.
+
+That is not enough where a processor is in the kernel: most kernels do not take it from a program for which they map or
+free memory before that is done, whoever waits. A process that loads a model, or dies of it, does much of that. So the
+loop can stay on one processor, and what is started beside it load on the others.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -46,12 +52,56 @@ def go_first() -> str:
     return ""
 
 
-def start_at_once(start: Callable[[], Process]) -> Process:
+def processors(thread: int = 0) -> frozenset[int]:
+    """Those that a thread, this one for 0, may run on (Linux; elsewhere none are told apart)."""
+    return frozenset(os.sched_getaffinity(thread)) if sys.platform == "linux" else frozenset()
+
+
+def stay() -> None:
+    """Keep this thread, and what it starts, on the processor that it is on (Linux)."""
+    if sys.platform == "linux":
+        own = ctypes.CDLL(None).sched_getcpu()
+        if own in processors():
+            os.sched_setaffinity(0, {own})
+
+
+def start_at_once(start: Callable[[], Process], among: frozenset[int] = frozenset()) -> Process:
     """Start a process that begins in real time where this thread runs so, and is an ordinary one from then on.
 
     Who starts a process waits until it has begun, which would be when the ordinary programs leave it a processor. It
     takes the right to hand real time on (root's, CAP_SYS_NICE) and a second processor; else it begins as any other.
+
+    Parameters
+    ----------
+    start : callable
+        Starts the process.
+    among : frozenset of int
+        Processors that it may run on; without any those of this thread.
     """
+    if not among:
+        return _start_at_once(start)
+    own = processors()
+    with suppress(OSError):
+        os.sched_setaffinity(0, own | among)
+    try:
+        process = _start_at_once(start)
+        with suppress(OSError):
+            os.sched_setaffinity(process.pid, among)
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, own)
+    return process
+
+
+def spread(pid: int, among: frozenset[int]) -> None:
+    """Let all threads of a process run on these processors (Linux). Nothing happens where it has ended."""
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # the thread has ended
+                os.sched_setaffinity(int(thread.name), among)
+
+
+def _start_at_once(start: Callable[[], Process]) -> Process:
     if sys.platform != "linux" or os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_RR:
         return start()
     if len(os.sched_getaffinity(0)) < 2:  # of its own priority, it would keep the only one for a time slice

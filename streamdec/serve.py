@@ -28,7 +28,7 @@ from .feed.publisher import Publisher
 from .feed.schema import Counts
 from .generation import BUDGETS, Generation
 from .intake import Intake, IntakeSettings
-from .priority import go_first
+from .priority import go_first, stay
 from .session import MemoryOutlet, Outlet, Session, Tape, run
 from .sessions.log import Log
 from .sessions.minutes import Kept, Minutes
@@ -248,7 +248,9 @@ def serve(config: Config, log: Log, *, dashboard: bool = False, lsl: bool = Fals
         try:
             if kept is not None:
                 kept.wait()
-            go_first()  # where it may not, it is as fast while nothing else wants the processors; doctor tells
+            # Where it may not, it is as fast while nothing else wants the processors; doctor tells.
+            if not go_first() and generating is not None:
+                stay()
             live.start(inlet.eeg, inlet.markers)
             for warning in (*warnings, *misfits(bundle, live.intake)):
                 live.warn(warning)

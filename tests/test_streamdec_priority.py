@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
-from streamdec.priority import allowed
+from streamdec.priority import allowed, processors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asked of Linux only")
 
@@ -37,6 +38,28 @@ end.set()
 """
 
 
+STAYING = """
+import os, subprocess, sys, time
+from streamdec.priority import go_first, processors, spread, start_at_once, stay
+all_ = processors()
+if "ordinary" not in sys.argv:
+    go_first()
+stay()
+own = processors()
+print(len(own), own < all_)
+child = "import threading; threading.Thread(target=input).start(); print(1, flush=True); input()"
+program = [sys.executable, "-c", child]
+start = lambda: subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+with start_at_once(start, all_ - own) as process:
+    process.stdout.readline()
+    print(processors(process.pid) == all_ - own, processors() == own)
+    spread(process.pid, all_)
+    threads = [int(thread) for thread in os.listdir(f"/proc/{process.pid}/task")]
+    print(len(threads), {processors(thread) == all_ for thread in threads})
+    process.kill()
+spread(process.pid, all_)  # it has ended
+"""
+
 HANDED_ON = str(os.geteuid() == 0 and len(os.sched_getaffinity(0)) > 1)
 """Whether a process begins in real time."""
 
@@ -52,8 +75,9 @@ print("lives")
 """
 
 
-def run(*before: str, program: str = PROGRAM) -> list[str]:
-    done = subprocess.run([*before, sys.executable, "-c", program], capture_output=True, text=True, check=True)
+def run(*before: str, program: str = PROGRAM, after: Sequence[str] = ()) -> list[str]:
+    command = [*before, sys.executable, "-c", program, *after]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
@@ -72,3 +96,18 @@ def test_a_thread_that_only_begins_is_left_to_it() -> None:
 def test_who_may_not_goes_on_as_before() -> None:
     told = run("setpriv", "--bounding-set", "-sys_nice")
     assert told == ["False True", "Operation not permitted", "True False True", "True", "False", "True True"]
+
+
+@pytest.mark.skipif(len(processors()) < 2, reason="one processor")
+@pytest.mark.parametrize("how", ["ordinary", "real time"])
+def test_who_stays_is_left_alone_by_what_it_starts_until_that_has_loaded(how: str) -> None:
+    if how == "real time" and not allowed():
+        pytest.skip("no real-time priority for this user")
+    assert run(program=STAYING, after=[how]) == ["1 True", "True True", "2 {True}"]
+
+
+def test_with_one_processor_what_is_started_shares_it() -> None:
+    shared = STAYING.replace(
+        "all_ = processors()", "all_ = processors(); os.sched_setaffinity(0, {min(all_)}); all_ = processors()"
+    )
+    assert run(program=shared) == ["1 False", "False True", "2 {True}"]

@@ -26,6 +26,7 @@ from streamdec.decode.generate.link import Notice
 from streamdec.decode.generate.spec import Latent
 from streamdec.decode.generate.worker import MODULE, WorkerPlan
 from streamdec.errors import BundleError
+from streamdec.priority import processors, stay
 
 HELPERS = str(Path(__file__).parent / "helpers")
 CAPTIONS = {"kinds": ("caption",), "workers": (Local("caption"),)}
@@ -241,3 +242,37 @@ def test_a_worker_of_ours_that_stands_still_is_ended(parts: tuple[Path, Path], m
         assert time.monotonic() - began < 5
         each.state("caption-1", "lost")
         each.state("caption-1", "ready")
+
+
+@pytest.fixture
+def all_processors() -> Iterator[frozenset[int]]:
+    """Those there are; this thread may use them again afterwards."""
+    there = processors()
+    if len(there) < 2:
+        pytest.skip("one processor")
+    yield there
+    os.sched_setaffinity(0, there)
+
+
+def test_what_loads_beside_a_loop_that_stays_leaves_its_processor_alone(
+    parts: tuple[Path, Path], all_processors: frozenset[int]
+) -> None:
+    plan = plan_for(*parts, opens="sick_tiers:open_pictures_alone")  # captions load for ever
+    with watched(plan, wait=0.0) as each:
+        each.state("reconstruction-1", "ready")
+        loading = each.worker("caption-1").pid
+        assert processors(loading) == all_processors  # nobody stays yet
+        stay()
+        others = all_processors - processors()
+        os.kill(loading, signal.SIGKILL)
+        each.state("caption-1", "lost")
+        each.state("caption-1", "starting")
+        assert processors(each.worker("caption-1").pid) == others
+        each.dispatcher().kill()
+        lost(each, "dispatcher")
+        each.state("reconstruction-1", "ready")
+        assert processors(each.dispatcher().pid) == others
+        assert processors(each.worker("caption-1").pid) == others
+        loaded = each.worker("reconstruction-1").pid
+        threads = list(Path(f"/proc/{loaded}/task").iterdir())
+        assert {processors(int(thread.name)) for thread in threads} == {all_processors}

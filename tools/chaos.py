@@ -15,6 +15,9 @@ how the ends are shared, whether the session ended cleanly, and of both runs
   processor a thread of a higher priority than the loop's wakes every millisecond; counted is where it came more than
   half a one late, less what it waited for the kernel, which "kernel" counts. "own_ratio" leaves those decisions out
   during which, on any processor, the machine stood still.
+- "ran", "queued" of a slow decision: the ms that the loop's thread had a processor, and that it was ready and had none,
+  between the looks at it, every few milliseconds, around the decision. A processor that is slower than usual, and one
+  that others hold, are so told apart. "workers": what state they were in, as the feed last told.
 
 Exit code 1 where something is lost, the session does not end cleanly, or the hot loop feels it.
 """
@@ -22,7 +25,9 @@ Exit code 1 where something is lost, the session does not end cleanly, or the ho
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import random
 import signal
@@ -30,11 +35,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import psutil
@@ -43,7 +49,7 @@ from bench_live import SIMULATE, show, tag
 from streamdec.acquire.lsl.library import local_clock, loopback
 from streamdec.bench import Measured, Plan, measure
 from streamdec.decode import bundle as bundles
-from streamdec.feed.schema import Dropped, Generated, Retrieval, Session
+from streamdec.feed.schema import Dropped, Generated, Retrieval, Session, Stats
 from streamdec.feed.subscriber import Subscriber
 from streamdec.priority import allowed
 from streamdec.types import Bool, Float64
@@ -52,7 +58,7 @@ T = TypeVar("T")
 
 BAR = 2.0
 SLOWEST = 5  # decisions shown of each run
-WAKE, STALL = 1e-3, 0.5e-3  # seconds
+WAKE, STALL, LOOK = 1e-3, 0.5e-3, 5e-3  # seconds
 SOA = 0.2
 
 
@@ -95,23 +101,73 @@ class Late(NamedTuple):
 def stalls(processor: int) -> None:
     """Wake every millisecond on one processor, before all others, until stdin ends; print each :class:`Late`."""
     os.sched_setaffinity(0, {processor})
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_max(os.SCHED_FIFO) // 2))
-    os.set_blocking(sys.stdin.fileno(), False)
     found = list[Late]()
-    waited = in_queue()
-    while sys.stdin.buffer.read(1) != b"":
-        due = local_clock() + WAKE
-        time.sleep(WAKE)
-        now, before, waited = local_clock(), waited, in_queue()
-        late = Late(now, now - due - (waited - before), waited - before)
-        if max(late.machine, late.kernel) > STALL:
-            found.append(late)
+    with watching(0), Schedstat("thread-self") as own:
+        _, waited = own()
+        while sys.stdin.buffer.read(1) != b"":
+            due = local_clock() + WAKE
+            time.sleep(WAKE)
+            now, before, waited = local_clock(), waited, own()[1]
+            late = Late(now, now - due - (waited - before), waited - before)
+            if max(late.machine, late.kernel) > STALL:
+                found.append(late)
     print(json.dumps(found))
 
 
-def in_queue() -> float:
-    """Seconds that this thread was ready and waited for its processor: the kernel was busy on it with other things."""
-    return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+class Used(NamedTuple):
+    """What a thread had used of its processor when (LSL clock): seconds, and seconds it waited for one."""
+
+    at: float
+    ran: float
+    queued: float
+
+
+def used(pid: int) -> None:
+    """Look every few milliseconds what a process's first thread has used; print each :class:`Used` that is new."""
+    found = [Used(-math.inf, 0.0, 0.0)]
+    with watching(1), Schedstat(f"{pid}/task/{pid}") as loop:
+        while sys.stdin.buffer.read(1) != b"":
+            time.sleep(LOOK)
+            with suppress(ProcessLookupError):  # it has ended
+                look = Used(local_clock(), *loop())
+                if look[1:] != found[-1][1:]:
+                    found.append(look)
+    print(json.dumps(found[1:]))
+
+
+@contextmanager
+def watching(behind: int) -> Iterator[None]:
+    """Go before the loop, at half the real-time priorities less ``behind``, and collect no garbage meanwhile."""
+    os.set_blocking(sys.stdin.fileno(), False)
+    gc.disable()
+    half = os.sched_get_priority_max(os.SCHED_FIFO) // 2
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(half - behind))
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+class Schedstat:
+    """Seconds that a thread of /proc ran until it last gave its processor away, and was ready to run in vain.
+
+    In vain: the kernel was busy with other things, or a thread that goes before it. The file stays open: who watches
+    a loop is not to hold it up for longer than it must.
+    """
+
+    def __init__(self, thread: str) -> None:
+        self._file = os.open(f"/proc/{thread}/schedstat", os.O_RDONLY)
+
+    def __call__(self) -> tuple[float, float]:
+        """Read it. Raises ProcessLookupError where the thread has ended."""
+        ran, queued, _ = os.pread(self._file, 128, 0).split()
+        return int(ran) / 1e9, int(queued) / 1e9
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Close."""
+        os.close(self._file)
 
 
 def account(endpoint: str) -> None:
@@ -121,6 +177,7 @@ def account(endpoint: str) -> None:
     tiers: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     met, clean = 0, False
+    states: list[tuple[float, dict[str, str]]] = []
 
     def take(message: object) -> None:
         nonlocal met, clean
@@ -133,6 +190,8 @@ def account(endpoint: str) -> None:
         elif isinstance(message, Dropped) and message.what in ends:
             ends[message.what][message.key] += 1
             dropped[message.reason] += 1
+        elif isinstance(message, Stats):
+            states.append((message.time, message.workers))
         elif isinstance(message, Session) and message.state == "ended":
             clean = True
 
@@ -145,7 +204,7 @@ def account(endpoint: str) -> None:
         missed = sum(feed.gaps.values())
     once = {kind: sum(each[key] == 1 for key in decided) for kind, each in ends.items()}
     seen = {"decided": len(decided), "once": once, "tiers": tiers, "dropped": dropped, "met": met}
-    print(json.dumps({**seen, "clean": clean, "missed": missed}))
+    print(json.dumps([{**seen, "clean": clean, "missed": missed}, states]))
 
 
 @contextmanager
@@ -178,6 +237,7 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, Bool, d
     watchers: list[subprocess.Popen[str]] = []
     harm: list[Harm] = []
     lates: list[Late] = []
+    looks: list[Used] = []
 
     @contextmanager
     def beside(server: subprocess.Popen[str], endpoint: str) -> Iterator[None]:
@@ -188,6 +248,7 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, Bool, d
             assert watcher.stdout.readline() == "ready\n"
             for processor in sorted(os.sched_getaffinity(0)):
                 stack.enter_context(listing(lates, Late, "stalls", str(processor)))
+            stack.enter_context(listing(looks, Used, "used", str(server.pid)))
             if chaos:
                 stack.enter_context(listing(harm, Harm, "kill", str(server.pid), str(options.seed)))
             yield
@@ -197,7 +258,7 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, Bool, d
     passed = np.subtract(psutil.cpu_times(), before)
     stolen = 100 * dict(zip(before._fields, passed, strict=True)).get("steal", 0.0) / passed.sum()
     assert watchers[0].stdout is not None
-    seen = json.loads(watchers[0].stdout.read())
+    seen, states = json.loads(watchers[0].stdout.read())
     times = {"loop": of_loop(run), "receipt": run.latency}
     quantiles = {
         name: {quantile: round(1e3 * float(np.percentile(time, q)), 2) for quantile, q in QUANTILES.items()}
@@ -213,7 +274,9 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, Bool, d
     meanwhile = [within(run, i, lates) for i in range(run.decided)]
     for i in np.argsort(-run.latency)[:SLOWEST]:
         waits = {name: [ms(t) for t in times if t > STALL] for name, times in meanwhile[i].items()}
-        show("slow", chaos=chaos, **where(run, int(i)), after=shortly_before(run, int(i), harm), **waits)
+        spent, after = around(run, int(i), looks), shortly_before(run, int(i), harm)
+        workers = max((told for told in states if told[0] <= run.receipt[i]), default=(0.0, {}))[1]
+        show("slow", chaos=chaos, **where(run, int(i)), **spent, after=after, workers=workers, **waits)
     return run, np.array([max(found["stalls"], default=0.0) > STALL for found in meanwhile]), seen
 
 
@@ -244,6 +307,18 @@ def within(run: Measured, i: int, lates: list[Late]) -> dict[str, list[float]]:
     return {"stalls": [late.machine for late in found], "kernel": [late.kernel for late in found]}
 
 
+def around(run: Measured, i: int, looks: list[Used]) -> dict[str, float]:
+    """What the loop's thread used from the last look before the push for a decision until it slept after its sending.
+
+    While it runs it shows what it had when it began to: the first look after the sending may be too early, the next
+    change comes with the next turn.
+    """
+    at = [look.at for look in looks]
+    first = looks[bisect_right(at, run.receipt[i] - run.latency[i]) - 1]
+    last = looks[min(bisect_left(at, run.timing[i].published), len(looks) - 1)]
+    return {"ran": ms(last.ran - first.ran), "queued": ms(last.queued - first.queued)}
+
+
 def ms(seconds: float) -> float:
     """Milliseconds, rounded."""
     return round(1e3 * seconds, 2)
@@ -259,6 +334,9 @@ def main() -> int:
         return 0
     if sys.argv[1:2] == ["stalls"]:
         stalls(int(sys.argv[2]))
+        return 0
+    if sys.argv[1:2] == ["used"]:
+        used(int(sys.argv[2]))
         return 0
     if sys.argv[1:2] == ["kill"]:
         kill(int(sys.argv[2]), int(sys.argv[3]))

@@ -145,7 +145,7 @@ class Client:
         self.workers: dict[str, Notice] = {}
         self._plan, self._clock = plan, clock
         self._folder = _folder()
-        self._keeper = Keeper("streamdec.decode.generate.dispatcher")
+        self._keeper = Keeper("streamdec.decode.generate.dispatcher", loop=0)
         self._context = lasting_context()  # one for all dispatchers: to end one is to wait for its threads
         self._line: Line[ToLoop] | None = None
         self._lives = 0

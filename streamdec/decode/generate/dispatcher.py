@@ -232,6 +232,8 @@ class Dispatcher:
         self._peers[peer] = _Peer(name, now)
         self._running.pop(name, None)
         self._loading.pop(name, None)
+        if name in self._keepers:
+            self._keepers[name][0].loaded()
         offers: dict[Tier, Offer] = {}
         for card in hello.tiers:
             cost = self._costs.of(card.tier, plain(hello.device)[:64], plain(hello.host)[:64])
@@ -314,7 +316,7 @@ class Dispatcher:
     def _keep(self, name: str, local: Local) -> None:
         plan = self._plan
         told = WorkerPlan(name, local.kind, plan.generator, plan.local, "", local.device, local.threads, plan.opens)
-        self._keepers[name] = (Keeper(MODULE, local.threads), told)
+        self._keepers[name] = (Keeper(MODULE, local.threads, loop=os.getppid()), told)
 
     def _tend(self, now: float) -> None:
         """Start, count out and end workers; give a sign of life, and look for theirs."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...priority import start_at_once
+from ...priority import processors, spread, start_at_once
 
 FIRST, LONGEST = 0.5, 30.0
 """Seconds before a restart: the first, and the longest."""
@@ -52,6 +52,8 @@ class Keeper:
         Of the numeric libraries in it.
     said : callable, optional
         Takes each line that it writes to stderr.
+    loop : int, optional
+        The thread of the hot loop, 0 for the caller's: while it stays on some processors, the program loads on others.
 
     Attributes
     ----------
@@ -59,10 +61,13 @@ class Keeper:
         When it is to be started (again), by the caller's clock; infinity while it runs, or shall not run any more.
     """
 
-    def __init__(self, module: str, threads: int = 1, said: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, module: str, threads: int = 1, said: Callable[[str], None] | None = None, loop: int | None = None
+    ) -> None:
         self.due = 0.0
         self._module = module
-        self._threads, self._said = threads, said
+        self._threads, self._said, self._loop = threads, said, loop
+        self._processors = processors()  # those there are, before the loop stays on one
         self._process: subprocess.Popen[bytes] | None = None
         self._back_off = BackOff()
         self._unborn = ""
@@ -86,13 +91,18 @@ class Keeper:
         command = [sys.executable, "-P", "-m", self._module, msgspec.json.encode(plan).decode()]
         self._started, self.due = now, float("inf")
         try:
-            self._process = start_at_once(lambda: _spawn(command, self._threads))
+            self._process = start_at_once(lambda: _spawn(command, self._threads), self._processors - self._taken())
         except OSError as error:  # no memory, no more processes
             self._unborn = f"it cannot be started: {error.strerror}"
             return
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
         self._tail = self._line = b""
+
+    def loaded(self) -> None:
+        """It has loaded: from now on it may use the loop's processors too."""
+        if self._process is not None and (taken := self._taken()):
+            spread(self._process.pid, self._processors | taken)
 
     def ended(self, now: float) -> str | None:
         """Tell, once, why it has ended; None while it runs. From then on :attr:`due` says when to start it again."""
@@ -133,6 +143,13 @@ class Keeper:
             self._process.kill()
             self._process.wait()
         self._release(self._process)
+
+    def _taken(self) -> frozenset[int]:
+        """Processors on which the hot loop stays, and may: all of them where it does not stay."""
+        try:
+            return frozenset() if self._loop is None else processors(self._loop)
+        except ProcessLookupError:  # it is gone, and so will this process be
+            return frozenset()
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
