@@ -275,7 +275,7 @@ def session(options: argparse.Namespace, chaos: bool) -> tuple[Measured, Bool, d
     for i in np.argsort(-run.latency)[:SLOWEST]:
         waits = {name: [ms(t) for t in times if t > STALL] for name, times in meanwhile[i].items()}
         spent, after = around(run, int(i), looks), shortly_before(run, int(i), harm)
-        workers = max((told for told in states if told[0] <= run.receipt[i]), default=(0.0, {}))[1]
+        workers = [told for at, told in states if at <= run.receipt[i]][-1:]
         show("slow", chaos=chaos, **where(run, int(i)), **spent, after=after, workers=workers, **waits)
     return run, np.array([max(found["stalls"], default=0.0) > STALL for found in meanwhile]), seen
 
