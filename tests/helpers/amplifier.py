@@ -59,6 +59,8 @@ class Amplifier:
 def main() -> None:
     import pylsl
 
+    from streamdec.priority import go_first
+
     plan = Plan(**json.loads(sys.argv[1]))
     true = plan.true or plan.sfreq
     info = pylsl.StreamInfo(plan.name, "EEG", plan.n_chans, plan.sfreq, plan.dtype, f"{plan.name}-eeg")
@@ -77,7 +79,11 @@ def main() -> None:
     sys.stdout.write(f"ready {start!r}\n")
     sys.stdout.flush()
     n = marked = 0
+    first = False
     while True:
+        if not first and outlet.have_consumers():
+            first = True
+            go_first()  # with liblsl's threads: an amplifier waits for nobody's processor
         n += plan.chunk
         newest = (n - 1) / true
         time.sleep(max(0.0, start + newest - pylsl.local_clock()))

@@ -63,7 +63,7 @@ _SHOW = 0.05  # seconds between two reports of progress
 _RUNS, _MEASURE = 5, 1.0  # of the warm-up: so many runs of a tier are measured, or so many seconds
 _FAREWELL = 1.0  # seconds for the last words to leave
 _VICTIM = 500  # of 1000: where memory runs out, the system ends a worker before anything else
-_NICE = 10  # while it loads and warms up
+_NICE = 10  # while it loads and warms up; behind a dispatcher, whose own 10 it inherits, 19
 
 
 class WorkerPlan(msgspec.Struct, frozen=True):
