@@ -131,7 +131,9 @@ def test_pause_scroll_and_step(browser: Any, live: Dashboard) -> None:
     with Looking(browser, live.url) as look:
         page = look.page
         look.until("document.querySelector('.candidates')")
-        look.until("[document.querySelector('#time')].every(({min, value}) => value - min > 4)")  # room to step back in
+        # Room to step back in: the session is some seconds old when its first presentation comes.
+        look.until("[document.querySelector('#time')].every(({min, value}) => value - min > 12)")
+        look.until("document.querySelectorAll('#strip .card').length >= 4")
         page.keyboard.press("Space")
         look.until("document.querySelector('#pause').getAttribute('aria-pressed') == 'true'")
         at, shown, end = page.input_value("#time"), page.inner_text("#focus"), float(page.get_attribute("#time", "max"))
