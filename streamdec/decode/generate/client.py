@@ -1,8 +1,8 @@
 """The hot loop's end: asks for captions and pictures, and takes what has come. Nothing in it grows.
 
-It never waits, but for this: where the dispatcher has died, a process is started in its place, which costs the loop a
-millisecond, once for each death; many where every processor is taken and it may not start processes in real time
-(:func:`streamdec.priority.start_at_once`).
+It never waits, but for this: where the dispatcher has died, a process is started in its place, which costs the loop
+one to three milliseconds, once for each death; many where every processor is taken and it may not start processes in
+real time (:func:`streamdec.priority.start_at_once`).
 
 The dispatcher is a process of its own. This end keeps the list of what is open: whatever becomes of the dispatcher,
 each request ends in exactly one answer or drop.

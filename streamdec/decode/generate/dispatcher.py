@@ -316,7 +316,8 @@ class Dispatcher:
     def _keep(self, name: str, local: Local) -> None:
         plan = self._plan
         told = WorkerPlan(name, local.kind, plan.generator, plan.local, "", local.device, local.threads, plan.opens)
-        self._keepers[name] = (Keeper(MODULE, local.threads, loop=os.getppid()), told)
+        loop = os.getppid()  # on Linux a process's number is that of its first thread, which the hot loop is
+        self._keepers[name] = (Keeper(MODULE, local.threads, loop=loop), told)
 
     def _tend(self, now: float) -> None:
         """Start, count out and end workers; give a sign of life, and look for theirs."""
